@@ -1,0 +1,353 @@
+"""The privileged parent: opens sockets, applies rules, parses nothing from the network.
+
+    parent (root) --- Unix socket, ipc.py --- engine (_redirectd)
+      | nftables or pfctl, routes, conntrack         | UDP, keystore, control socket
+      | raw and netlink sockets, opened here         | the same sockets, no capability
+
+It starts the engine again when that dies; the kernel's rules stay meanwhile, so that
+connections go on.  An engine that dies again and again before it serves needs a person:
+then the parent ends as well, and says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..backend.api import BackendError, Host, RedirectTable
+from ..config import Config
+from ..rewrite.flow import Flow
+from ..rewrite.redirect import Entry
+from . import backends, privileges, udp
+from .inherited import Inherited
+from .ipc import EngineLink, Message, ProtocolError, text_list
+from .recording import Order, Recordings, Scope
+
+log = logging.getLogger("redirectd.parent")
+
+T = TypeVar("T")
+
+FREE_WITHIN = 3.0  # seconds
+VERIFY_EVERY = 5.0  # seconds without a request after which the rules are looked at
+EARLY_DEATHS = 5  # in a row: then it is no accident
+EX_SOFTWARE = 70  # sysexits(3)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Restarts:
+    """Seconds: the pause before an engine that died is started again is ``first``, then
+    twice as long each time up to ``most``, and ``first`` again after one lived ``calm``.
+
+    early  an engine that dies before it serves, and before this, could not start
+    """
+
+    first: float = 0.2
+    most: float = 30.0
+    calm: float = 60.0
+    early: float = 10.0
+
+
+def _entries(body: dict[str, Any]) -> list[Entry]:
+    rows = body.get("entries")
+    if not isinstance(rows, list):
+        raise ProtocolError("'entries' is not a list")
+    return [Entry.from_json(row) for row in rows]
+
+
+@dataclass
+class Servant:
+    """Executes the engine's requests, each checked into typed values first."""
+
+    table: RedirectTable
+    host: Host
+    recordings: Recordings | None = None
+    serves: bool = False
+    keep: bool = True
+    _do: dict[Message, Callable[[dict[str, Any]], Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        table, host = self.table, self.host
+        self._do = {
+            Message.REPLACE_ALL: self._replace_all,
+            Message.APPLY: self._apply,
+            Message.REMOVE: self._remove,
+            Message.OBSERVE: lambda b: table.observe(
+                [Flow.parse(f) for f in text_list(b, "flows")]
+            ),
+            Message.PARK: lambda b: host.park(ip_address(b["addr"])),
+            Message.UNPARK: lambda b: host.unpark(ip_address(b["addr"])),
+            Message.RESERVE: self._reserve,
+            Message.RESTORE_NAT: lambda b: host.restore_nat(_entries(b)),
+            Message.ABORT: lambda b: host.abort(Flow.parse(b["inside"]), bool(b["local"])),
+            Message.DUMP: lambda b: host.request_connections(),
+            Message.READY: self._ready,
+            Message.RECORD: self._record,
+            Message.RECORD_MORE: self._record_more,
+            Message.BYE: self._bye,
+        }
+
+    def engine_starts(self) -> None:
+        """What the one before it said counts no more."""
+        self.serves, self.keep = False, True
+
+    def _apply(self, body: dict[str, Any]) -> None:
+        entries = _entries(body)
+        self.table.apply(entries)
+        self.host.keep(entries)
+
+    def _replace_all(self, body: dict[str, Any]) -> None:
+        entries = _entries(body)
+        self.table.replace_all(entries)
+        self.host.adopt(entries)
+
+    def _remove(self, body: dict[str, Any]) -> None:
+        conn_ids = text_list(body, "conn_ids")
+        self.table.remove(conn_ids)
+        self.host.release(conn_ids)
+
+    def _reserve(self, body: dict[str, Any]) -> dict[str, str | None]:
+        wanted = {str(c): Flow.parse(f) for c, f in body["wanted"].items()}
+        got = self.host.reserve(wanted)
+        return {c: None if flow is None else str(flow) for c, flow in got.items()}
+
+    def _bye(self, body: dict[str, Any]) -> None:
+        self.keep = bool(body["keep"])
+
+    def _record(self, body: dict[str, Any]) -> None:
+        if self.recordings is None:
+            raise BackendError("this daemon records no packets")
+        self.recordings.start(Order.from_json(body))
+
+    def _record_more(self, body: dict[str, Any]) -> None:
+        if self.recordings is not None:
+            self.recordings.widen(str(body["id"]), Scope.from_json(body))
+
+    def _ready(self, body: dict[str, Any]) -> None:
+        self.serves = True
+
+    def verify(self) -> None:
+        """Somebody may have flushed all rules (``nft flush ruleset``, a firewall's reload)."""
+        try:
+            if self.table.verify():
+                log.warning("our rules were gone; they are back")
+        except BackendError as fault:
+            log.error("our rules can't be put back: %s", fault)
+
+    def serve_one(self, link: EngineLink) -> None:
+        """Read one request and answer it; EOFError when the engine is gone."""
+        kind, body = link.receive()
+        try:
+            if kind not in self._do:
+                raise ProtocolError(f"{kind.name} is not a request")
+            value = self._do[kind](body)
+        except (BackendError, ProtocolError, ValueError, KeyError, TypeError, OSError) as fault:
+            log.error("%s: %s", kind.name, fault)
+            link.answer(Message.FAILED, {"why": f"{type(fault).__name__}: {fault}"})
+        else:
+            link.answer(Message.DONE, value)
+
+
+class Parent:
+    """Forks the engine, serves it, starts it again when it dies."""
+
+    def __init__(
+        self,
+        config: Config,
+        engine_main: Callable[[Config, Inherited], None],
+        restarts: Restarts = Restarts(),
+    ) -> None:
+        self._config = config
+        self._engine_main = engine_main
+        self._restarts = restarts
+        self._engine_pid = 0
+        self._stopping = False
+
+    def run(self) -> int:
+        """Until a signal ends it; the exit status."""
+        config = self._config
+        account = privileges.account(config.user)
+        _private_directory(Path(config.state_dir), account.pw_uid, account.pw_gid)
+        privileged = _once_free(lambda: backends.open_privileged(config))
+        sockets = _once_free(lambda: udp.open_sockets(config.port))
+        control = _control_socket(Path(config.control_socket), account.pw_gid)
+        recordings = Recordings(
+            Path(config.state_dir), config.user, backends.capture_interfaces(config)
+        )
+        servant = Servant(privileged.table, privileged.host, recordings)
+        try:
+            with self._signals() as wake_up:
+                return self._keep_one_running(
+                    servant,
+                    lambda: self._one_engine(servant, sockets, control, privileged.sockets),
+                    wake_up,
+                )
+        finally:
+            recordings.close()
+            if not servant.keep:
+                privileged.host.close()
+            privileged.table.close(keep=servant.keep)
+            Path(config.control_socket).unlink(missing_ok=True)
+
+    def _keep_one_running(
+        self, servant: Servant, one_engine: Callable[[], None], wake_up: socket.socket
+    ) -> int:
+        pause, early = self._restarts.first, 0
+        while True:
+            started = time.monotonic()
+            one_engine()
+            if self._stopping:
+                return 0
+            lived = time.monotonic() - started
+            early = 0 if servant.serves or lived > self._restarts.early else early + 1
+            if early == EARLY_DEATHS:
+                log.critical(
+                    "giving up: the engine died %d times before it served, and said above why;"
+                    " rules and connections stay as they are",
+                    EARLY_DEATHS,
+                )
+                return EX_SOFTWARE
+            if lived > self._restarts.calm:
+                pause = self._restarts.first
+            log.warning("the engine died; starting it again in %.1f s", pause)
+            with suppress(BlockingIOError):
+                wake_up.recv(4096)  # signals that were taken care of already
+            if not self._stopping:
+                select.select([wake_up], [], [], pause)
+            if self._stopping:
+                return 0
+            pause = min(2 * pause, self._restarts.most)
+
+    @contextmanager
+    def _signals(self) -> Iterator[socket.socket]:
+        """Catches them; the socket is readable once one came, so that no pause sleeps on."""
+        reader, writer = socket.socketpair()
+        for end in (reader, writer):
+            end.setblocking(False)
+        before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        old = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield reader
+        finally:
+            signal.set_wakeup_fd(old)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            reader.close()
+            writer.close()
+
+    def _one_engine(
+        self,
+        servant: Servant,
+        sockets: list[socket.socket],
+        control: socket.socket,
+        backend: backends.Sockets,
+    ) -> None:
+        servant.engine_starts()
+        ours, theirs = socket.socketpair()
+        # a signal must find the engine's process ID as soon as there is an engine
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        pid = os.fork()
+        if pid == 0:
+            status = EX_SOFTWARE
+            try:
+                ours.close()
+                signal.set_wakeup_fd(-1)
+                for number in _SIGNALS:
+                    signal.signal(number, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+                privileges.drop(self._config.user)
+                self._engine_main(self._config, Inherited(theirs, sockets, control, backend))
+                status = 0
+            except SystemExit as fault:
+                log.debug("the engine ends: %s", fault)
+            except BaseException:
+                log.exception("the engine failed")
+            finally:
+                logging.shutdown()
+                os._exit(status)
+        self._engine_pid = pid
+        if self._stopping:
+            os.kill(pid, signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        theirs.close()
+        link = EngineLink(ours)
+        try:
+            while True:
+                if select.select([ours], [], [], VERIFY_EVERY)[0]:
+                    servant.serve_one(link)
+                else:
+                    servant.verify()
+        except (EOFError, ConnectionError):
+            pass
+        except ProtocolError as fault:
+            log.error("the engine broke the protocol: %s", fault)
+            os.kill(pid, signal.SIGKILL)
+        finally:
+            ours.close()
+            self._engine_pid = 0
+            os.waitpid(pid, 0)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        """Pass it on: the engine decides what stays in the kernel."""
+        if number != signal.SIGHUP:
+            self._stopping = True
+        if self._engine_pid:
+            os.kill(self._engine_pid, number)
+
+
+def _once_free(open_it: Callable[[], T]) -> T:
+    """An engine whose parent was killed ends by itself; what it had is free in a moment."""
+    deadline = time.monotonic() + FREE_WITHIN
+    while True:
+        try:
+            return open_it()
+        except (BackendError, OSError) as fault:
+            taken = getattr(fault, "errno", None) in (errno.EADDRINUSE, errno.EBUSY)
+            if not taken or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
+def _private_directory(path: Path, uid: int, gid: int) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    os.chown(path, uid, gid)
+    path.chmod(0o700)
+
+
+def _control_socket(path: Path, gid: int) -> socket.socket:
+    """Listening, mode 0660, group of the daemon's user; a stale one is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o117)
+    try:
+        sock.bind(str(path))
+    finally:
+        os.umask(before)
+    os.chown(path, 0, gid)
+    sock.listen(16)
+    sock.setblocking(False)
+    return sock
+
+
+def _engine(config: Config, inherited: Inherited) -> None:
+    from .engine import main  # heavy imports: only the engine pays for them
+
+    main(config, inherited)
+
+
+def run(config: Config) -> int:
+    """Run the daemon in the foreground until a signal ends it; the exit status."""
+    return Parent(config, _engine).run()
