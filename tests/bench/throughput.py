@@ -1,0 +1,84 @@
+"""Throughput of a redirected connection ÷ the same without redirectd, bursts interleaved.
+
+1448B: segmentation offload off at every card, so it shows the cost per packet.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.lab.host import Host
+from tests.lab.net import Lab
+from tests.lab.services import read_line
+
+from .common import Pair, Result, pair, quantile
+
+PORT = 5001
+BURST = 1.0
+# From linux.md's prototypes: host 1448B, host GSO, gateway 1448B, gateway GSO.
+GOALS = {(False, False): 0.82, (False, True): 0.86, (True, False): 0.77, (True, True): 0.94}
+
+
+class Blast:
+    def __init__(self, p: Pair) -> None:
+        program = str(Path(__file__).with_name("blast.py"))
+        self._receiver = self._start(p.far, [program, "recv", str(PORT)])
+        self._sender = self._start(p.end, [program, "send", "192.0.2.9", str(PORT)])
+
+    def _start(self, host: Host, argv: list[str]) -> subprocess.Popen[bytes]:
+        process = host.popen(
+            [sys.executable, "-IS", *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert read_line(process) == b"ready\n"
+        return process
+
+    def burst(self, seconds: float) -> float:
+        """Mbit/s"""
+        assert self._sender.stdin is not None
+        self._sender.stdin.write(f"{seconds}\n".encode())
+        self._sender.stdin.flush()
+        row = json.loads(read_line(self._sender, seconds + 20))
+        return float(row["bytes"]) * 8 / 1e6 / float(row["seconds"])
+
+
+def _offload(p: Pair, on: bool) -> None:
+    for host in {p.mover.name: p.mover, p.end.name: p.end, p.far.name: p.far}.values():
+        for dev in host.interfaces:
+            host.offload(on, dev)
+
+
+def _case(gateway: bool, gso: bool, n: int) -> Result:
+    with Lab() as plain_lab, Lab() as lab:
+        plain = pair(plain_lab, gateway=gateway, rtt_ms=None, protect=False)
+        kept = pair(lab, gateway=gateway, rtt_ms=None)
+        assert kept.daemons is not None
+        for p in (plain, kept):
+            _offload(p, gso)
+        one, other = Blast(plain), Blast(kept)
+        for daemon in kept.daemons:
+            daemon.wait_bound(1)
+        kept.flip.add_other()
+        kept.flip.del_now()
+        for daemon in kept.daemons:
+            daemon.wait_moved(1)
+        one.burst(0.3)
+        other.burst(0.3)
+        pairs = [(one.burst(BURST), other.burst(BURST)) for _ in range(n)]
+    ratio = quantile([b / a for a, b in pairs], 0.5)
+    mbits = tuple(quantile([x[i] for x in pairs], 0.5) for i in (0, 1))
+    goal = GOALS[gateway, gso]
+    name = f"{'gateway' if gateway else 'host'} {'GSO' if gso else '1448B'}"
+    return Result(
+        "throughput", f"{name}: {mbits[0]:,.0f} → {mbits[1]:,.0f} Mbit/s",
+        f"{ratio:.2f}", f"≥ {goal}", ratio >= goal, pairs,
+    )  # fmt: skip
+
+
+def run(n: int) -> Iterator[Result]:
+    for gateway in (False, True):
+        for gso in (False, True):
+            yield _case(gateway, gso, max(5, n // 2))
