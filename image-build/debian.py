@@ -97,8 +97,7 @@ class Built:
 
 
 def check(wanted: Wanted) -> None:
-    """Everything that can be known before the first slow step."""
-    wheels.need_python(PYTHON)
+    """Everything that can be known before the first slow step: the wish, then the means."""
     try:
         gateway = parse_description(wanted.config, wanted.source)
         linux_files.render(gateway, wanted.settings)
@@ -110,12 +109,13 @@ def check(wanted: Wanted) -> None:
                 f"{wanted.source}: the Linux image calls its cards eth0, eth1, ...,"
                 f" not {name!r}; use those names"
             )
-    if not MBR.exists():
-        raise BuildError(f"{MBR} is missing: install the packages syslinux and syslinux-common")
     if wanted.root_password is not None and (
         ":" in wanted.root_password or not wanted.root_password.startswith("$")
     ):
         raise BuildError("the root password must be a crypt(3) hash: see mkpasswd(1)")
+    wheels.need_python(PYTHON)
+    if not MBR.exists():
+        raise BuildError(f"{MBR} is missing: install the packages syslinux and syslinux-common")
 
 
 def build(shop: Workshop, wanted: Wanted) -> Built:
