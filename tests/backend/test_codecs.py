@@ -9,7 +9,8 @@ from ipaddress import IPv4Address, IPv6Address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.backend.linux import ctnetlink, nfnl, routes, segment, sockdiag
+from appliance.backend import segment
+from appliance.backend.linux import ctnetlink, nfnl, routes, sockdiag
 from appliance.backend.linux import netlink as nl
 from appliance.rewrite.checksum import transport
 from appliance.rewrite.flow import Endpoint, Flow

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from appliance.backend.linux import inject, segment
+from appliance.backend import segment
+from appliance.backend.linux import inject
 from appliance.rewrite.flow import Flow
 from tests.lab import kernel, topologies
 from tests.lab.net import Lab

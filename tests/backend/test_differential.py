@@ -17,8 +17,9 @@ from ipaddress import ip_address
 
 import pytest
 
+from appliance.backend import segment
 from appliance.backend.linux import netlink as nl
-from appliance.backend.linux import nfnl, segment
+from appliance.backend.linux import nfnl
 from appliance.rewrite.checksum import transport
 from appliance.rewrite.flow import Endpoint, Flow
 from appliance.rewrite.headers import locate

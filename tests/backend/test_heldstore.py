@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.backend.linux import heldstore, segment
-from appliance.backend.linux.heldstore import HeldStore
+from appliance.backend import heldstore, segment
+from appliance.backend.heldstore import HeldStore
 from appliance.rewrite.flow import Flow
 
 FLOW = Flow.of("192.0.2.1", 1000, "192.0.2.2", 22)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.backend.linux import persist, segment
+from appliance.backend import segment
+from appliance.backend.linux import persist
 from appliance.rewrite.flow import Flow
 
 FLOW = Flow.of("192.0.2.1", 1000, "192.0.2.2", 22)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.backend.linux.segment import ACK, FIN, PSH, RST, SYN, build_tcp
 from appliance.backend.openbsd.bpf import FLOWS_MOST, LINK_HEADER, SNAP, captures, pure_ack_filter
+from appliance.backend.segment import ACK, FIN, PSH, RST, SYN, build_tcp
 from appliance.rewrite.flow import Endpoint, Flow
 
 SO_ATTACH_FILTER = 26

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.backend.linux.segment import ACK, build_tcp, parse_tcp
 from appliance.backend.openbsd import divert
 from appliance.backend.openbsd.divert import (
     OUT4,
@@ -23,6 +22,7 @@ from appliance.backend.openbsd.divert import (
     opening_failed,
     spare_address,
 )
+from appliance.backend.segment import ACK, build_tcp, parse_tcp
 from appliance.rewrite.flow import Address, Flow
 from appliance.rewrite.rewriter import Rewriter
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from appliance.backend.api import BackendError
-from appliance.backend.linux.segment import ACK, RST, parse_tcp
 from appliance.backend.openbsd import preflight, system
 from appliance.backend.openbsd.divert import Diverted, Name
 from appliance.backend.openbsd.host import (
@@ -24,6 +23,7 @@ from appliance.backend.openbsd.pfctl import Pfctl
 from appliance.backend.openbsd.pfstates import PfState
 from appliance.backend.openbsd.sysctl import Sysctls
 from appliance.backend.openbsd.table import PfTable
+from appliance.backend.segment import ACK, RST, parse_tcp
 from appliance.rewrite.flow import Endpoint, Flow
 from appliance.rewrite.redirect import Entry
 from pfconf.anchor import Layout

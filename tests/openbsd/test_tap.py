@@ -9,10 +9,10 @@ from ipaddress import ip_address
 
 import pytest
 
-from appliance.backend.linux.segment import ACK, FIN, PSH, build_tcp, parse_tcp
 from appliance.backend.openbsd.conntable import Known
 from appliance.backend.openbsd.divert import OUT4, Diverted, Name
 from appliance.backend.openbsd.tap import EXPIRE_EVERY, PfTap
+from appliance.backend.segment import ACK, FIN, PSH, build_tcp, parse_tcp
 from appliance.protocol.inputs import Segment
 from appliance.rewrite.flow import Address, Flow
 from appliance.rewrite.redirect import Entry

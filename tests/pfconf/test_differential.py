@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from appliance.backend.linux.segment import ACK, build_tcp, parse_tcp
+from appliance.backend.segment import ACK, build_tcp, parse_tcp
 from appliance.rewrite.flow import Endpoint, Flow
 from appliance.rewrite.redirect import Entry
 from appliance.rewrite.rewriter import Rewriter

@@ -6,7 +6,7 @@ The parent opens (:func:`open_backend`), the engine reads (:func:`engine_side`).
     host, ports, routes  parking, reserved ports, NAT state, the end of connections
     conntrack, ctnetlink, sockdiag   which connections exist
     watcher, routes      addresses, links, routes
-    tap, segment, heldstore, inject  copies of packets and what is sent in answer
+    tap, inject          copies of packets and what is sent in answer
     netlink, sockets     the sockets below all of it
 """
 

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 
 from ...rewrite.flow import Address, Flow
-from .segment import ACK, build_tcp
+from ..segment import ACK, build_tcp
 
 _IP_PKTINFO, _IP_MTU, _IPV6_MTU = 8, 14, 24
 _LEAST_MTU, _USUAL_MTU = 576, 1500

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...rewrite.flow import Flow
-from .segment import ACK, RST, SYN, TcpSegment, build_tcp
+from ..segment import ACK, RST, SYN, TcpSegment, build_tcp
 
 # From the third sending in a row on, a segment is the first unacknowledged one: the second
 # one may be a loss probe, which repeats the *last* segment, but only once (RFC 8985 7.3);

@@ -16,11 +16,11 @@ from pfconf.nftmap import half_way
 from ...protocol.inputs import Segment
 from ...rewrite.flow import Flow
 from ...rewrite.redirect import Entry
+from .. import segment as seg
 from ..api import TapHandler
+from ..heldstore import HeldStore
 from . import inject
 from . import netlink as nl
-from . import segment as seg
-from .heldstore import HeldStore
 from .persist import Repetitions, answer
 from .sockets import Sockets
 

@@ -13,8 +13,8 @@ from typing import Final, Protocol
 
 from ...rewrite.flow import Address, Endpoint, Flow
 from ...rewrite.redirect import Entry
+from .. import segment as seg
 from ..api import BackendError
-from ..linux import segment as seg
 from . import ifconfig
 from .connections import Roles, find
 from .divert import PacketSocket

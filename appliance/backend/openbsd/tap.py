@@ -17,9 +17,9 @@ from typing import Literal, Protocol
 from ...protocol.inputs import Segment
 from ...rewrite.flow import Address, Flow
 from ...rewrite.redirect import Entry
+from .. import segment as seg
 from ..api import TapHandler
-from ..linux import segment as seg
-from ..linux.heldstore import HeldStore
+from ..heldstore import HeldStore
 from .bpf import captures
 from .conntable import Known
 from .divert import Diverted, PacketSocket, inject_name, input_name, is_intact, output_name

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ...rewrite.flow import Flow
+from ..rewrite.flow import Flow
 from .segment import TcpSegment
 
 # One connection's window, within reason: Linux's first window is 14,480 bytes, and what

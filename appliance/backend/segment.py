@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from ...rewrite import checksum
-from ...rewrite.flow import Address, Endpoint, Flow
-from ...rewrite.headers import ICMP, ICMPV6, LATER, TCP, WHOLE, locate
+from ..rewrite import checksum
+from ..rewrite.flow import Address, Endpoint, Flow
+from ..rewrite.headers import ICMP, ICMPV6, LATER, TCP, WHOLE, locate
 
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 
