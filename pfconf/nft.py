@@ -247,7 +247,12 @@ def _rewrite_chain(
         if observed:
             body.append("jump seen_in")
         body.append(f"update @alive {{ {family.key} }}")
-    elif observed:
+    if hook == "out" and not {"s", "d"} & set(fields):
+        # Without its address and any other route a socket sends by the route of last resort,
+        # to ourselves: our own stack would answer with a RST.  (With another address the
+        # packet is routed anew.)
+        body.append('oifname "lo" goto held_own')
+    if observed and hook != "in":
         body.append("jump seen_out")
     body += [f"{family.header[f]} set {family.key} map @{hook}_{f}" for f in fields]
     if hook in ("out", "post"):

@@ -141,7 +141,9 @@ class ConntrackTable:
         if entry.state is not None:
             known.state = entry.state
         if known.state == ctnetlink.CLOSE:
-            self._close(birth)
+            # Tracking believes any RST that leaves; of our own sockets the kernel knows.
+            if not known.connection.local or not sockdiag.exists(self._requests, birth):
+                self._close(birth)
         elif known.state == ctnetlink.TIME_WAIT:
             self._ending.setdefault(birth, self._clock() + LINGER)
         return birth
