@@ -6,7 +6,8 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-.PHONY: image image-test image-test-ci help setup setup-test demo lab test test-long lint bench install clean
+.PHONY: help setup setup-test demo lab test test-long lint bench install clean \
+    setup-image image image-test image-test-ci
 
 help:
 	@echo "make demo      watch ssh, rsync and psql survive four address changes (1 minute);"
@@ -15,6 +16,8 @@ help:
 	@echo "make test      all tests          make lint   ruff, mypy, mandoc"
 	@echo "make test-long outages of ten minutes"
 	@echo "make bench     gaps, throughput, memory"
+	@echo "make image     CONFIG=gateway.toml IMAGE=out/gateway.img: an image for a card (docs/image.md)"
+	@echo "make image-test-ci  the Debian image in QEMU (15 minutes); make image-test: all guests"
 	@echo "make install   onto this machine (PREFIX=$(PREFIX), DESTDIR=)"
 	@echo "make clean     remove what the above made here, and leftovers of killed labs"
 
@@ -40,6 +43,7 @@ test-long: setup-test
 lint: setup-test
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	MYPYPATH=image-build $(PY) -m mypy --strict --explicit-package-bases image-build/*.py
 	@for page in docs/man/*.[1-9]; do \
 	    [ -e "$$page" ] || continue; \
 	    echo "mandoc -T lint -W warning $$page"; \
@@ -48,6 +52,25 @@ lint: setup-test
 
 bench: setup
 	@$(ROOT) $(PY) -m tests.bench $(ARGS)
+
+# Images and their tests: docs/image.md
+CONFIG ?= gateway.toml
+IMAGE ?= out/gateway.img
+
+setup-image: setup-test
+	@tests/image/setup.sh
+
+image: setup-image
+	$(PY) image-build/build debian --config $(CONFIG) -o $(IMAGE) $(ARGS)
+
+# One Debian guest, emulated where KVM is missing.
+image-test-ci: setup-image
+	$(ROOT) env IMAGE_TEST=ci $(PY) -m pytest -s tests/image $(ARGS)
+
+# OPENBSD_RELEASE=DIR OPENBSD_PACKAGES=DIR add the OpenBSD guests.
+image-test: setup-image
+	$(ROOT) env IMAGE_TEST=all OPENBSD_RELEASE=$(OPENBSD_RELEASE) \
+	    OPENBSD_PACKAGES=$(OPENBSD_PACKAGES) $(PY) -m pytest -s tests/image $(ARGS)
 
 # A virtual environment of its own, so that no Python package of the system changes.
 install:
