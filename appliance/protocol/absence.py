@@ -14,15 +14,18 @@ from ..rewrite.flow import Endpoint, Flow
 from .commands import Abort, Guard, Reinject
 from .connections import Binding
 from .frames import Ping
+from .inputs import Segment
 from .links import Links
 from .peer import Peer
+from .watching import Watching
 from .world import World
 
-PROBE_CAP = 10.0  # seconds between two probes at most
+PROBE_CAP = 3.0  # seconds between two probes at most (RFC 8085 3.1.3 allows one in 3 s)
 LOST = 1.5  # a probe that is repeated for so long (or four round trips) is lost
 # TCP repeats itself every 120 s at the latest (Linux; RFC 6298 2.5 wants 60 at least): what
 # was silent and repeats nothing for so long goes on.
 FORGOTTEN = 250.0
+SIGN_EVERY = 0.2  # seconds between two probes for signs of life
 MOVE_FIRST = 2.0  # heard from elsewhere: its change of address is on the way
 
 
@@ -37,11 +40,11 @@ class _Probe:
 
 
 class Absence:
-    def __init__(self, world: World, links: Links) -> None:
-        self.world, self.links = world, links
+    def __init__(self, world: World, links: Links, watching: Watching) -> None:
+        self.world, self.links, self.watching = world, links, watching
         self.ended: Callable[[Flow], None] = lambda birth: None
         self._probes: dict[str, _Probe] = {}
-        self._absent: dict[str, None] = {}
+        self._absent: dict[str, Flow] = {}  # connection -> birth flow
         links.on_heard.append(self._heard)
         links.on_silence.append(self._forget)
 
@@ -60,12 +63,27 @@ class Absence:
         if binding.absent_since is None and now - probe.since >= max(LOST, 4 * peer.rtt):
             self._guard(peer, binding)
 
+    def seen(self, segment: Segment) -> None:
+        """A segment of an observed connection: while it waits, a sign of life.
+
+        With the far end's first segment our end's window opens, and its next time-out ends
+        the connection; so what is kept must go out before.
+        """
+        binding = self.world.table.born(segment.flow)
+        if binding is None or binding.conn_id not in self._absent:
+            return
+        peer, probe = self.world.peers.get(binding.peer_id), self._probes.get(binding.peer_id)
+        if peer is not None and probe is not None:
+            self.links.again(peer, probe.number, SIGN_EVERY)
+        if segment.direction == "in":
+            self._unguard([binding])
+
     def _guard(self, peer: Peer, binding: Binding) -> None:
         binding.absent_since = self.world.now
         binding.why = "peer does not answer"
-        self._absent[binding.conn_id] = None
+        self._absent[binding.conn_id] = binding.birth
         self.world.limit(binding)
-        self.world.emit(Guard(tuple(self._absent)))
+        self._changed()
         self.world.log_rarely(
             "notice", "peer-silent", f"{peer.name} does not answer; {binding.birth} waits for it",
             peer, binding.conn_id,
@@ -77,8 +95,12 @@ class Absence:
         for binding in bindings:
             binding.absent_since, binding.why = None, ""
             self._absent.pop(binding.conn_id, None)
-        self.world.emit(Guard(tuple(self._absent)))
+        self._changed()
         self.world.emit(Reinject(tuple(b.conn_id for b in bindings)))
+
+    def _changed(self) -> None:
+        self.world.emit(Guard(tuple(self._absent)))
+        self.watching.guard(self._absent.values())
 
     def _absent_of(self, peer: Peer) -> list[Binding]:
         return [b for b in self.world.table.of_peer(peer.peer_id) if b.conn_id in self._absent]
@@ -121,8 +143,8 @@ class Absence:
     def unbound(self, binding: Binding) -> None:
         """A binding is about to be released."""
         self.world.timers.cancel(("hold-max", binding.conn_id))
-        if self._absent.pop(binding.conn_id, binding) is None:
-            self.world.emit(Guard(tuple(self._absent)))
+        if self._absent.pop(binding.conn_id, None) is not None:
+            self._changed()
         peer = self.world.peers.get(binding.peer_id)
         probe = self._probes.get(binding.peer_id)
         if peer is not None and probe is not None:

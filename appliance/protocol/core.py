@@ -82,7 +82,7 @@ class Core(Operator):
         self.far_moves = FarMoves(world, self.links)
         self.ends = Ends(world, self.links)
         self.parking = Parking(world)
-        self.absence = Absence(world, self.links)
+        self.absence = Absence(world, self.links, self.binder.watching)
         self.tracker = Tracker(world, self.binder, self.mover, self.ends, self.parking)
         self.ends.expects = self.binder.witness.expects
         self.ends.give_up = self.binder.give_up
@@ -284,6 +284,7 @@ class Core(Operator):
         """A pure acknowledgment on a flow that ``Observe`` named."""
         self._at(now)
         self.binder.watching.segment(s)
+        self.absence.seen(s)
         self._finish()
 
     def reset_withheld(self, wire: Flow, now: float) -> None:

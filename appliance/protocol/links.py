@@ -293,6 +293,15 @@ class Links:
         if request.sent > 2 and peer.seen is not None and peer.seen != peer.endpoint:
             self.send(peer, request.number, request.frame, peer.seen)
 
+    def again(self, peer: Peer, number: int, pause: float) -> bool:
+        """Repeat a request now, and quickly from now on; at most once in ``pause`` seconds."""
+        request = peer.requests.get(number)
+        if request is None or self.world.now - request.sent_at < pause:
+            return False
+        request.interval = 0.0
+        self._send_request(peer, request)
+        return True
+
     def answered(self, peer: Peer, number: int) -> Request | None:
         """The request that an answer belongs to, once."""
         request = peer.requests.pop(number, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..rewrite.flow import Flow
 from .binding import Sample, Seen
@@ -18,7 +18,13 @@ class Watching:
         self.world = world
         self.seen: Callable[[Flow], None] = lambda birth: None
         self._samples: dict[Flow, list[Sample]] = {}
+        self._guarded: dict[Flow, None] = {}
         self._observed: tuple[Flow, ...] = ()
+
+    def guard(self, births: Iterable[Flow]) -> None:
+        """These wait for a silent peer: what our end says first, when it is heard again, is
+        wanted (its newest timestamp, RFC 7323 5.3)."""
+        self._guarded = dict.fromkeys(births)
 
     def start(self, birth: Flow) -> Sample:
         sample = Sample(self.world.now)
@@ -45,7 +51,7 @@ class Watching:
 
     def flush(self) -> None:
         """Tell the surroundings what to report, if that changed."""
-        flows = tuple(self._samples)
+        flows = tuple(self._guarded | dict.fromkeys(self._samples))
         if flows != self._observed:
             self._observed = flows
             self.world.emit(Observe(flows))

@@ -163,3 +163,25 @@ def test_nothing_is_certain_that_was_not_sent_three_times_in_a_row(
         certain = seen.unacknowledged("c", each)
         in_a_row = len(history) >= 3 and len(set(history[-3:])) == 1
         assert certain == (seq if in_a_row else None)
+
+
+@given(st.lists(st.tuples(numbers, st.booleans()), min_size=1, max_size=8))
+def test_what_is_sent_again_bears_the_newest_timestamp_of_its_connection(
+    rows: list[tuple[int, bool]],
+) -> None:
+    """Else the far end drops it, once it has seen a newer one (PAWS, RFC 7323 5.3)."""
+    known = persist.Stamps()
+    newest = None
+    for value, stamped in rows:
+        known.note("c", made(1, options=stamps(value, 5) if stamped else b""))
+        known.note("other", made(1, options=stamps(7, 5)))
+        if stamped and (newest is None or (value - newest) % 2**32 < 2**31):
+            newest = value
+    kept = made(1, options=stamps(3, 9))
+    fresh = known.freshen("c", kept)
+    assert persist.timestamps(fresh) == (3 if newest is None else newest, 9)
+    assert (fresh.seq, fresh.raw[fresh.data :]) == (kept.seq, kept.raw[kept.data :])
+    bare = made(1)
+    assert known.freshen("c", bare) == bare
+    known.forget(["c"])
+    assert known.freshen("c", kept) == kept

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from appliance.protocol.absence import FORGOTTEN
 from appliance.protocol.commands import Abort, Guard, Reinject
+from appliance.protocol.inputs import Segment
 from appliance.protocol.settings import CoreSettings, Rule, Rules
 from appliance.rewrite.flow import Flow
 
@@ -103,14 +106,14 @@ def test_only_what_is_stuck_is_waited_for() -> None:
     assert sorted(states(a)) == ["bound", "held"]
 
 
-def test_a_peer_is_probed_every_ten_seconds_at_most() -> None:
+def test_a_silent_peer_is_probed_every_three_seconds_at_most() -> None:
     net = Net()
     a, b, births = pair(net)
     silent_peer(a, b, births[0])
     net.run(30)
     mark = len(net.udp)
     net.run(100)
-    assert 5 <= len(net.udp[mark:]) <= 60
+    assert 20 <= len(net.udp[mark:]) <= 100
 
 
 def test_a_peer_that_is_heard_again_gets_at_once_what_was_in_vain() -> None:
@@ -126,6 +129,27 @@ def test_a_peer_that_is_heard_again_gets_at_once_what_was_in_vain() -> None:
     assert a.core
     assert a.core.connections()[0].held_since is None
     talk(a, births[0], b)
+
+
+@pytest.mark.parametrize("direction", ["in", "out"])
+def test_a_segment_of_a_waiting_connection_shows_life(direction: Literal["in", "out"]) -> None:
+    """TCP may be back before the next probe; its window is open then, its patience at an end."""
+    net = Net()
+    a, b, births = pair(net)
+    silent_peer(a, b, births[0])
+    net.run(30)
+    a.done.clear()
+    mark = len(net.udp)
+    assert a.core
+    for _ in range(50):  # many at once make one probe
+        a.core.segment_seen(Segment(births[0], direction, 1, 2), net.now)
+        a.drain()
+    assert len(net.udp[mark:]) == 1
+    assert (a.guarded == set()) == (direction == "in")
+    assert any(isinstance(c, Reinject) for c in a.done) == (direction == "in")
+    a.core.segment_seen(Segment(births[0].reversed(), direction, 1, 2), net.now)
+    silence(a, births[0])
+    assert len(a.guarded) == 1  # it was nothing: the wait goes on
 
 
 def test_a_peer_that_comes_back_elsewhere_is_sent_to_there() -> None:

@@ -21,7 +21,7 @@ from ..api import TapHandler
 from ..heldstore import HeldStore
 from . import inject
 from . import netlink as nl
-from .persist import Repetitions, answer
+from .persist import Repetitions, Stamps, answer
 from .sockets import Sockets
 
 _DATAGRAMS_A_READ = 512
@@ -49,6 +49,7 @@ class LogTap:
         self._copied: dict[Flow, str] = {}  # outbound packet as it is copied -> connection
         self._store = HeldStore()
         self._repeated = Repetitions()
+        self._stamps = Stamps()
         self._guarded: frozenset[str] = frozenset()
         self._expired = clock()
         self.lost = 0
@@ -104,6 +105,7 @@ class LogTap:
                 self._forget_names(conn)
                 del self._entries[conn]
         self._repeated.forget(gone)
+        self._stamps.forget(gone)
 
     def _forget_names(self, conn: str) -> None:
         entry = self._entries.get(conn)
@@ -144,7 +146,8 @@ class LogTap:
                 continue
             mtu = inject.path_mtu(wire.local.addr, wire.remote.addr)
             for segment in kept:
-                for packet in seg.retarget(segment, wire, mtu):
+                fresh = self._stamps.freshen(entry.conn_id, segment)
+                for packet in seg.retarget(fresh, wire, mtu):
                     sent += inject.send(self._raw, packet, wire.local.addr, wire.remote.addr)
         for entry in entries:
             if entry.wire_out is not None:
@@ -182,6 +185,7 @@ class LogTap:
         if conn is None:
             return
         entry = self._entries[conn]
+        self._stamps.note(conn, segment)
         self._repeated.note(conn, segment, self._clock())
         if entry.wire_out is not None:
             if self._repeated.stuck_for(conn, segment) > SILENCE:
@@ -204,6 +208,8 @@ class LogTap:
         else:
             conn = self._sent.get(segment.packet)
             birth = segment.packet if conn is None else self._entries[conn].birth
+            if conn is not None:
+                self._stamps.note(conn, segment)
         self._handler.segment(Segment(birth, direction, segment.seq, segment.ack))
 
     def _reset(self, raw: bytes) -> None:
