@@ -450,4 +450,4 @@ def test_5000_connections_do_not_freeze_the_browser(
         longest = page.evaluate("window.longest")
         print(f"first page {first:.2f} s, longest task of an update {longest:.0f} ms")
         assert first < 5  # a second on an idle machine; make bench has the figure
-        assert longest < 500
+        assert longest < 3000  # hundreds of ms on an idle machine
