@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import io
 import re
-import tarfile
 from pathlib import Path
 
 import answers
@@ -19,6 +17,7 @@ from stages import BuildError
 from appliance.config import parse_config
 
 from . import samples
+from .building import package
 
 VERSION = Version("7.8")
 
@@ -142,16 +141,6 @@ def test_a_faulty_description_is_refused_with_its_line(tmp_path: Path) -> None:
 
 
 # -- packages ------------------------------------------------------------------------------
-
-
-def package(folder: Path, name: str, *depends: str) -> None:
-    text = f"@name {name}\n" + "".join(f"@depend x/{d}:{d}-*:{d}\n" for d in depends)
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        info = tarfile.TarInfo("+CONTENTS")
-        info.size = len(text)
-        tar.addfile(info, io.BytesIO(text.encode()))
-    (folder / f"{name}.tgz").write_bytes(gzip.compress(packed.getvalue()))
 
 
 def test_packages_bring_what_they_depend_on(tmp_path: Path) -> None:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from stages import BuildError, Workshop, digest_of, explained, finished, need_space
 
-from . import samples
 from .conftest import ROOT
-
-STAND_IN = Path(__file__).with_name("stand_in_mmdebstrap.py")
-TOOLS = ("mmdebstrap", "sqfstar", "sfdisk", "syslinux", "mkfs.vfat", "mkfs.ext4", "mmd", "mcopy")
 
 
 def test_a_finished_stage_is_kept_and_a_changed_input_makes_it_anew(tmp_path: Path) -> None:
@@ -142,68 +135,3 @@ def test_other_errors_keep_their_words() -> None:
         explained(OSError(13, "Permission denied", "x"), Path())
     )
     assert "x: Permission denied" in str(explained(OSError(13, "Permission denied", "x"), Path()))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", ["mmdebstrap", "sqfstar"])
-def test_a_build_that_is_stopped_leaves_no_image_and_no_process(
-    tmp_path: Path, number: signal.Signals, step: str
-) -> None:
-    """With tools that stand for the real ones; one of them hangs until it is ended."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name in TOOLS:
-        text = "#!/bin/sh\nexit 0\n"
-        if name == "mmdebstrap":
-            text = f'#!/bin/sh\nexec {sys.executable} {STAND_IN} "$@"\n'
-        if name == step:
-            text = (
-                f"#!/bin/sh\necho $$ >{tmp_path}/started.new\n"
-                f"mv {tmp_path}/started.new {tmp_path}/started\nsleep 600 &\nwait\n"
-            )
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
-    config = tmp_path / "gateway.toml"
-    config.write_text((samples.EXAMPLES / "minimal.toml").read_text().replace("em", "eth"))
-    script = f"""
-import sys
-sys.path[:0] = [{str(ROOT / "image-build")!r}, {str(ROOT)!r}]
-import debian, wheels, stages
-from pathlib import Path
-debian.MBR = Path(__file__ if "__file__" in globals() else "/etc/passwd")
-wheels.make_wheelhouse = lambda shop, path: path.mkdir()
-wheels.make_site_packages = lambda shop, house, path, epoch: path.mkdir()
-from build_command import main
-main()
-"""
-    build = subprocess.Popen(
-        [sys.executable, "-c", script, "debian", "--config", str(config), "-o",
-         str(tmp_path / "out/cf.img"), "--work", str(tmp_path / "work")],
-        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    started = tmp_path / "started"
-    deadline = time.monotonic() + 60
-    while not started.exists():
-        assert build.poll() is None, build.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    group = int(started.read_text())
-    build.send_signal(number)
-    _, said = build.communicate(timeout=60)
-    assert build.returncode == 128 + number
-    assert "kept" in said
-    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
-    assert not list((tmp_path / "work").glob("*.partial"))
-    assert _living(group) == []
-
-
-def _living(group: int) -> list[str]:
-    """Processes of a group, without dead ones that init has not collected yet."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, pgrp = stat.read_text().rpartition(") ")[2].split()[:3]
-            if int(pgrp) == group and state != "Z":
-                found.append(str(stat))
-    return found
