@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import openbsd_site
 import pytest
+import wheels
 from siteset import Member, archive
 
 from . import samples
+from .conftest import ROOT
 
 EPOCH = 1_767_225_600
 SHELLS = [s for s in ("sh", "ksh", "bash") if shutil.which(s)]
@@ -24,6 +28,51 @@ SHELLS = [s for s in ("sh", "ksh", "bash") if shutil.which(s)]
 def test_two_builds_are_the_same_bytes(name: str) -> None:
     one, other = (openbsd_site.make(samples.parts(name), EPOCH) for _ in range(2))
     assert one == other
+
+
+_MAKE = """
+import sys
+sys.dont_write_bytecode = True
+sys.path[:0] = [sys.argv[1] + "/image-build", sys.argv[1]]
+from pathlib import Path
+import answers, openbsd, openbsd_site, release
+config = Path(sys.argv[1], "pfconf/examples/minimal.toml")
+parts = openbsd.check(openbsd.Wanted(
+    source="", version=release.Version("7.8"), config=config.read_text(), config_path=config,
+    output=Path("cf.img"), packages=Path(), card=answers.CARDS["2G"], root_password=None, epoch=1,
+))
+sys.stdout.buffer.write(openbsd_site.make(parts, 1_767_225_600))
+"""
+
+
+def test_two_checkouts_in_different_surroundings_make_the_same_bytes(tmp_path: Path) -> None:
+    """Another place, umask, time zone, language, hash seed, and times of the files."""
+    made = []
+    source = ROOT
+    for number, env in enumerate(
+        [
+            {"PYTHONHASHSEED": "1", "TZ": "UTC", "LC_ALL": "C"},
+            {"PYTHONHASHSEED": "2", "TZ": "Asia/Tokyo", "LC_ALL": "C.UTF-8", "USER": "x"},
+        ]
+    ):
+        tree = tmp_path / ("a" * number + "tree")
+        for name in (*wheels.PACKAGES, "image-build"):
+            shutil.copytree(
+                source / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"),
+                copy_function=shutil.copy2 if number else shutil.copy,
+            )  # fmt: skip
+        source = tree  # copied once: somebody may be at work in the other
+        if number:
+            for path in tree.rglob("*"):
+                path.chmod(path.stat().st_mode & 0o700)
+        done = subprocess.run(
+            [sys.executable, "-c", _MAKE, tree],
+            env={"PATH": os.environ["PATH"], **env}, capture_output=True, umask=0o077 * number,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr.decode()
+        made.append(done.stdout)
+    assert len(openbsd_site.unpack(made[0])) > 100
+    assert made[0] == made[1]
 
 
 def test_another_description_is_another_set() -> None:
