@@ -13,6 +13,7 @@ import click
 
 from appliance.config import DEFAULT_PATH
 from appliance.config_reading import ConfigError
+from appliance.proc import sandbox
 
 from .app import create_app
 from .credentials import Credentials, StateError
@@ -64,7 +65,7 @@ def main(config: Path, check: bool, show: bool, reset_password: bool, relayd: st
         if not settings.enabled:
             click.echo(f"{config}: the page is off: set enabled = true under [web]", err=True)
             return
-        _serve(settings, credentials)
+        _serve(settings, credentials, config)
     except (ConfigError, StateError, ValueError) as error:
         click.echo(str(error), err=True)
         sys.exit(1)
@@ -81,7 +82,7 @@ def _keep_owner(directory: Path) -> None:
             os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
-def _serve(settings: Settings, credentials: Credentials) -> None:
+def _serve(settings: Settings, credentials: Credentials, config: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     app = create_app(settings)
     server = make_server(app, settings)
@@ -96,6 +97,7 @@ def _serve(settings: Settings, credentials: Credentials) -> None:
         # A log may be read by others, or sent elsewhere: no code in there.
         print(f"serving {' '.join(settings.urls)}; redirectd-web --show prints how to get in")
         sys.stdout.flush()
+    sandbox.enter("web", settings.state_dir, settings.control_socket, config)
     server.run()
 
 

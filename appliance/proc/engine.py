@@ -23,7 +23,7 @@ from ..protocol.core import Core
 from ..protocol.inputs import Connection, Segment
 from ..protocol.x25519 import X25519Contact
 from ..rewrite.flow import Address, Endpoint, Flow
-from . import backends, paths, settings, udp
+from . import backends, paths, sandbox, settings, udp
 from .captures import Captures
 from .control import ControlServer
 from .executor import Executor
@@ -297,7 +297,9 @@ def main(
     """The engine process, after privileges are gone; SystemExit when it can't go on."""
 
     async def life() -> None:
-        await Engine(config, inherited, after_command).run()
+        engine = Engine(config, inherited, after_command)
+        sandbox.enter("engine", config.state_dir, config.control_socket, config.source)
+        await engine.run()
 
     try:
         asyncio.run(life())

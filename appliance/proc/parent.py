@@ -29,7 +29,7 @@ from ..backend.api import BackendError, Host, RedirectTable
 from ..config import Config
 from ..rewrite.flow import Flow
 from ..rewrite.redirect import Entry
-from . import backends, privileges, udp
+from . import backends, privileges, sandbox, udp
 from .inherited import Inherited
 from .ipc import EngineLink, Message, ProtocolError, text_list
 from .recording import Order, Recordings, Scope
@@ -184,8 +184,12 @@ class Parent:
         sockets = _once_free(lambda: udp.open_sockets(config.port))
         control = _control_socket(Path(config.control_socket), account.pw_gid)
         recordings = Recordings(
-            Path(config.state_dir), config.user, backends.capture_interfaces(config)
+            Path(config.state_dir),
+            config.user,
+            backends.capture_interfaces(config),
+            lambda: self._lock_up("capture"),
         )
+        self._lock_up("parent")
         servant = Servant(privileged.table, privileged.host, recordings)
         try:
             with self._signals() as wake_up:
@@ -200,6 +204,10 @@ class Parent:
                 privileged.host.close()
             privileged.table.close(keep=servant.keep)
             Path(config.control_socket).unlink(missing_ok=True)
+
+    def _lock_up(self, process: str) -> None:
+        config = self._config
+        sandbox.enter(process, config.state_dir, config.control_socket, config.source)
 
     def _keep_one_running(
         self, servant: Servant, one_engine: Callable[[], None], wake_up: socket.socket

@@ -17,7 +17,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -121,9 +121,19 @@ def is_capture_id(text: object) -> bool:
 
 
 class Recordings:
-    """The parent's captures; ``interfaces`` as :func:`.backends.capture_interfaces`."""
+    """The parent's captures; ``interfaces`` as :func:`.backends.capture_interfaces`.
 
-    def __init__(self, state_dir: Path, user: str, interfaces: Iterable[str | None]) -> None:
+    lock_up  called in the process that writes, once it has opened what it reads
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        user: str,
+        interfaces: Iterable[str | None],
+        lock_up: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._lock_up = lock_up
         self._folder = state_dir / FOLDER
         self._user = user
         self._interfaces = tuple(interfaces)
@@ -188,6 +198,7 @@ class Recordings:
         except Exception as fault:
             why = str(fault)
         privileges.drop(self._user)
+        self._lock_up()
         os.umask(0o077)
         self._folder.mkdir(mode=0o700, exist_ok=True)
         if not why:

@@ -108,7 +108,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setattr(statetable, "read_records", lambda fd: fixtures.records())
     monkeypatch.setattr(watcher, "open_route_socket", lambda: route)
     monkeypatch.setattr(
-        openbsd, "RouteWatcher", lambda s: watcher.RouteWatcher(s, lambda: IFCONFIG)
+        openbsd, "RouteWatcher", lambda s, _: watcher.RouteWatcher(s, lambda: IFCONFIG)
     )
     return made
 
@@ -267,3 +267,11 @@ def test_ioctl_numbers_are_those_of_the_headers() -> None:
     assert ioc(IN, "f", 126, 4) == bpf.FIONBIO
     assert ioc(IN | OUT, "i", 73, in6_ifreq) == watcher.SIOCGIFAFLAG_IN6
     assert ioc(IN | OUT, "D", 25, 16) == statetable.DIOCGETSTATES
+
+
+def test_an_engine_that_missed_changes_makes_way_for_a_new_one() -> None:
+    """It may run nothing any more, and its picture of the addresses is no longer true."""
+    taken = openbsd.once(lambda: IFCONFIG)
+    assert taken() == IFCONFIG
+    with pytest.raises(SystemExit, match="overflowed"):
+        taken()

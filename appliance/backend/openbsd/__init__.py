@@ -130,7 +130,7 @@ def engine_side(
     def clock() -> float:
         return base + time.monotonic()
 
-    watcher = RouteWatcher(settings)
+    watcher = RouteWatcher(settings, once(lambda: run([IFCONFIG])))
     known = Known()
 
     def spare(version: int) -> Address | None:
@@ -146,6 +146,22 @@ def engine_side(
     )  # fmt: skip
     made.numbers = table.numbers
     return made, table, watcher
+
+
+def once(snapshot: Callable[[], str]) -> Callable[[], str]:
+    """Under pledge nothing can be run.  Where a second picture is needed (the route socket
+    overflowed) the engine ends, and the next one begins with a new picture."""
+    taken = False
+
+    def take() -> str:
+        nonlocal taken
+        if taken:
+            log.error("too many changes at once: a new engine looks anew")
+            raise SystemExit("the route socket overflowed")
+        taken = True
+        return snapshot()
+
+    return take
 
 
 class LivePicture:

@@ -222,7 +222,6 @@ class RouteWatcher:
         try:
             self.picture.load(self._snapshot())
         except BackendError as fault:
-            # under pledge nothing can be run: a fresh engine gets a fresh picture
             raise BackendError(f"the route socket overflowed, and {fault}") from None
         return True
 
