@@ -39,7 +39,6 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
     # Not no-referrer: behind TLS the CSRF check compares the referrer (RFC 9110, 10.1.3).
     "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
 }
@@ -92,6 +91,9 @@ def _check_sign_in() -> BaseResponse | None:
 def _add_headers(response: Response) -> Response:
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
+    if page_of().settings.behind_tls:
+        # Browsers heed it on secure origins only, and complain elsewhere (HTML 7.1.3).
+        response.headers.setdefault("Cross-Origin-Opener-Policy", "same-origin")
     if request.endpoint != "static":
         response.headers.setdefault("Cache-Control", "no-store")
     return response

@@ -13,10 +13,11 @@ from tabulate import tabulate
 
 from tests.lab.kernel import LabError
 
-from . import common, gap, idle, rewrite, stream, thousand, throughput, watching
+from . import common, gap, idle, recover, rewrite, stream, thousand, throughput, watching
 
 BENCHES = {
     "gap": gap,
+    "recover": recover,
     "throughput": throughput,
     "thousand": thousand,
     "idle": idle,

@@ -284,6 +284,7 @@ def test_every_answer_carries_the_security_headers(site: Site, path: str) -> Non
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["X-Frame-Options"] == "DENY"
     assert headers["Referrer-Policy"] == "same-origin"
+    assert "Cross-Origin-Opener-Policy" not in headers  # a browser would complain
     if not path.startswith("/static"):
         assert headers["Cache-Control"] == "no-store"
 
@@ -300,6 +301,7 @@ def test_behind_tls_the_cookie_never_travels_in_the_clear(tmp_path: Path, fake: 
     app = create_app(settings_for(tmp_path, behind_tls=True))
     response = app.test_client().get("/setup", base_url="https://gateway.lan")
     cookie = response.headers["Set-Cookie"]
+    assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
     assert cookie.startswith("__Host-redirectd=")
     assert "Secure" in cookie
     assert "Path=/" in cookie
