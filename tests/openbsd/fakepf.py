@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -31,8 +32,13 @@ class FakePfctl:
     states: str = ""
     said: list[list[str]] = field(default_factory=list)
     fail: str | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, argv: Sequence[str], stdin: str) -> str:
+        with self.lock:  # the kernel's own; pfctl runs several at a time
+            return self._run(argv, stdin)
+
+    def _run(self, argv: Sequence[str], stdin: str) -> str:
         words = list(argv[1:])
         self.said.append(words)
         if self.fail is not None and self.fail in words:

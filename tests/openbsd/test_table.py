@@ -5,17 +5,20 @@ L 192.168.1.5 --lan0-- [B] --ext0-- 10.9.0.2, later 10.9.0.77 ... [A] 10.8.0.2:5
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from appliance.backend.api import BackendError
-from appliance.backend.openbsd.pfctl import Pfctl
+from appliance.backend.openbsd.pfctl import AT_ONCE, Pfctl
 from appliance.backend.openbsd.pfstates import Key, Peer, PfState
 from appliance.backend.openbsd.table import PfTable
 from appliance.rewrite.flow import Endpoint, Flow
 from appliance.rewrite.redirect import Entry
 from pfconf.anchor import Layout
+from pfconf.kill import KillLabel
 from pfconf.labels import FLUSH_LABEL
 
 from ..pfconf.evaluator import Packet, Pf
@@ -223,6 +226,48 @@ def test_each_apply_is_one_load_however_many_connections_move(b: Pair) -> None:
     assert fake.loads() == ["redirect/connections"]
     table.apply(many)
     assert fake.loads() == ["redirect/connections"]
+
+
+def test_after_the_first_move_the_label_alone_tells_the_states_to_kill(b: Pair) -> None:
+    """One run of pfctl for a connection and a move, not two."""
+    table, fake = b
+    table.apply([MOVER])
+    table.apply([replace(MOVER, wires=(HERE_NEW, HERE_OLD), wire_out=None)])
+    first = fake.kills()
+    assert sorted(first) == sorted([ID, "tcp 192.168.1.5:37403 -> 10.8.0.2:5000", FLUSH_LABEL])
+    fake.said.clear()
+    table.apply([replace(MOVER, wires=(HERE_NEW,), wire_out=HERE_NEW)])
+    assert fake.kills() == [ID]
+    table.remove([ID])
+    fake.said.clear()
+    table.apply([replace(MOVER, wires=(HERE_NEW,), wire_out=HERE_NEW)])
+    assert "tcp 192.168.1.5:37403 -> 10.8.0.2:5000" in fake.kills()
+
+
+def test_many_kills_run_at_a_time_and_are_counted_together() -> None:
+    together = threading.Barrier(AT_ONCE)
+
+    def runner(argv: Sequence[str], stdin: str) -> str:
+        together.wait(60)  # broken unless so many runs are under way
+        return "killed 2 states\n"
+
+    labels = [KillLabel(f"{n:032x}") for n in range(3 * AT_ONCE)]
+    assert Pfctl(runner).kill([*labels, *labels]) == 6 * AT_ONCE
+
+
+def test_a_kill_that_was_refused_is_tried_again_with_the_entry(b: Pair) -> None:
+    table, fake = b
+    moved = replace(MOVER, wires=(HERE_NEW,), wire_out=HERE_NEW)
+    fake.fail = "key"
+    with pytest.raises(BackendError, match="refused"):
+        table.apply([moved])
+    fake.fail = None
+    fake.said.clear()
+    table.apply([moved])
+    assert ID in fake.kills()
+    fake.said.clear()
+    table.apply([moved])
+    assert fake.said == []
 
 
 def test_removed_connections_leave_the_anchor_and_their_states_end_by_themselves(b: Pair) -> None:

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from pfconf.anchor import Layout, entry_rules, reserved_text
-from pfconf.kill import Kill, KillId, kills
+from pfconf.kill import Kill, KillId, KillLabel, kills
 from pfconf.labels import FLUSH_LABEL
 from pfconf.rule import render
 
@@ -57,11 +57,14 @@ class PfTable:
         self._entries: dict[str, Entry] = {}
         self._texts: dict[str, str] = {}
         self._restored: set[str] = set()
+        # connections whose states are all of our rules' making, so that their label is enough
+        self._ours: set[str] = set()
         self._held_ports: dict[str, Flow] | None = None  # what pf holds is not known yet
 
     def open(self) -> None:
         """An empty anchor; whatever an earlier run left in it is gone at once."""
         self._entries, self._texts = {}, {}
+        self._ours = set()
         self._pfctl.load(self._anchor, "")
         self._pfctl.load(self._reserved, "")
         self._held_ports = {}
@@ -73,6 +76,7 @@ class PfTable:
         texts = {cid: text for cid, e in entries_by_id.items() if (text := self._text(e))}
         self._pfctl.load(self._anchor, "".join(texts.values()))
         self._entries, self._texts = entries_by_id, texts
+        self._ours &= texts.keys()
         redirected = {e.inside: e for e in entries if e.conn_id in texts}
         if redirected:
             self._pfctl.kill(_contradictions(self._states(), redirected))
@@ -89,13 +93,19 @@ class PfTable:
         if texts != self._texts:
             self._pfctl.load(self._anchor, "".join(texts.values()))
         self._texts = texts
+        self._ours &= texts.keys()
         new_addresses = False
+        dead: dict[str, tuple[Kill, ...]] = {}
         for entry in entries:
-            self._entries[entry.conn_id] = entry
             old = before[entry.conn_id]
             new_addresses |= _new_address(old, entry)
             if entry.conn_id in texts and _must_kill(old, entry):
-                self._pfctl.kill(kills(entry))
+                label = KillLabel(entry.conn_id)
+                dead[entry.conn_id] = (label,) if entry.conn_id in self._ours else kills(entry)
+        self._pfctl.kill(kill for of_one in dead.values() for kill in of_one)
+        self._ours |= dead.keys()
+        # only now: who applies them again after a kill that failed has it tried again
+        self._entries |= {entry.conn_id: entry for entry in entries}
         if new_addresses:
             # UDP and ICMP states would go on using the dead address
             self._pfctl.flush_label(FLUSH_LABEL)
@@ -106,6 +116,7 @@ class PfTable:
         for conn_id in conn_ids:
             self._entries.pop(conn_id, None)
             self._restored.discard(conn_id)
+            self._ours.discard(conn_id)
             changed |= self._texts.pop(conn_id, None) is not None
         if changed:
             self._pfctl.load(self._anchor, "".join(self._texts.values()))
