@@ -48,7 +48,7 @@ def main(check: bool, stay: bool, path: Path, verbose: bool) -> None:
     except ConfigError as error:
         click.echo(f"{error}", err=True)
         sys.exit(1)
-    if missing := config.not_yet():
+    if missing := config.not_yet(can_divert=sys.platform == "linux"):
         click.echo("\n".join(missing), err=True)
         sys.exit(1)
     if check:

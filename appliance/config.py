@@ -146,6 +146,7 @@ class Config:
     web: Web = setting(Web(), v.table(Web))
     table: str = setting("redirectd", v.nft_name)
     nflog_group: int = setting(4787, v.whole(1, 65535))
+    nfqueue: int = setting(4787, v.whole(0, 65535))
     source: Path | None = attrs.field(default=None, eq=False)
 
     def rule_for(
@@ -173,18 +174,24 @@ class Config:
             hold_max=None if hold is None else _or_never(hold),
         )
 
-    def not_yet(self) -> list[str]:
-        """Rules that this version can read but not carry out.
+    def diverts(self) -> bool:
+        """Whether a packet worker will be needed."""
+        return any(rule.path == "divert" for rule in self.rules)
 
-        The divert path has no packet worker yet, and it fails closed: a connection put on
-        it would stand still.
-        """
-        return [
-            f"{self.source}: rule {number}: 'path = \"divert\"' and 'integrity' need a packet"
-            " worker, which this version does not start; leave them out"
-            for number, rule in enumerate(self.rules, 1)
-            if rule.path == "divert" or rule.integrity in ("prefer", "require")
-        ]
+    def not_yet(self, can_divert: bool) -> list[str]:
+        """Rules that this version can read but not carry out; ``can_divert``: whether it has
+        a packet worker on this system."""
+        faults = []
+        for number, rule in enumerate(self.rules, 1):
+            where = f"{self.source}: rule {number}"
+            if rule.integrity in ("prefer", "require"):
+                faults.append(f"{where}: this version adds no 'integrity' yet; leave it out")
+            elif rule.path == "divert" and not can_divert:
+                faults.append(
+                    f"{where}: 'path = \"divert\"' needs a packet worker, which this version"
+                    " has on Linux only; leave it out"
+                )
+        return faults
 
     def settings(self) -> dict[str, Any]:
         """The settings as they stand in a file, as plain values (there are no secrets)."""

@@ -296,6 +296,15 @@ def connection_resend(context: Context, conn: str) -> None:
     context.tell(context.ask("connection.resend", conn=conn), "sent again")
 
 
+@connection_group.command("path")
+@click.argument("conn", metavar="ID")
+@click.argument("path", metavar="kernel|divert", type=click.Choice(["kernel", "divert"]))
+@common
+def connection_path(context: Context, conn: str, path: str) -> None:
+    """Let the kernel translate it, or a packet worker, until the rules are read again."""
+    context.tell(context.ask("connection.path", conn=conn, path=path), f"on the {path} path")
+
+
 @connection_group.command("drop")
 @click.argument("conn", metavar="ID")
 @common

@@ -15,15 +15,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from itertools import combinations
-from typing import Final
+from typing import Final, Literal
 
 from .nftmap import (
     HOOK_FIELDS,
+    SAME,
     Elements,
     Hook,
     Key,
     Value,
     chain_name,
+    queue_chains,
     unpack,
     unpack_end,
     version_of,
@@ -48,6 +50,11 @@ ALIVE_MS: Final = 150
 
 _HELD_BIT: Final = 0x10000
 
+# How packets get to a packet worker: by nft's own statement, or by the xt target, which nft
+# can't write.
+Queueing = Literal["nft", "xt"]
+TO_WORKER: Final = "to_worker"  # the chain that queues
+
 SNAP: Final = 128  # bytes of a copy of which only the headers are read
 
 
@@ -60,12 +67,14 @@ class Settings:
     mark    packet mark of what we inject ourselves: never tracked, never held;
             its bit 0x10000 is ours
     copies  copies of outbound segments a second, all connections together
+    queue   NFQUEUE of the divert path (0 to 65535)
     """
 
     table: str = "redirectd"
     group: int = 4787
     mark: int = 0x72640001
     copies: int = 2000
+    queue: int = 4787
 
     @property
     def held_mark(self) -> int:
@@ -105,11 +114,19 @@ class _Family:
         self.small = "ip6 length <= 60" if six else "ip length <= 80"
 
 
-def ruleset(settings: Settings, elements: Elements | None = None, *, routed: bool = True) -> str:
+def ruleset(
+    settings: Settings,
+    elements: Elements | None = None,
+    *,
+    routed: bool = True,
+    queueing: Queueing | None = None,
+) -> str:
     """The whole of our rules in one transaction; replaces what is there.
 
     routed  whether connections may be forwarded, or translated by rules of the user's;
             a machine that does neither is spared the hooks (a tenth of its time a packet)
+    queueing  whether, and how, packets go to a packet worker; with ``xt`` the chain
+            :data:`TO_WORKER` drops them until the target stands in front of its rule
     """
     if not table_name_is_valid(settings.table):
         raise ValueError(f"{settings.table!r} is no name for an nftables table")
@@ -121,7 +138,7 @@ def ruleset(settings: Settings, elements: Elements | None = None, *, routed: boo
         family = _Family(version)
         lines += _replace(family.name, settings.table)
         filled = {name: rows for (v, name), rows in by_map.items() if v == version}
-        lines += _table(family, settings, filled, routed)
+        lines += _table(family, settings, filled, routed, queueing)
     lines += _replace("arp", settings.table)
     lines += _arp(settings)
     return "\n".join(lines) + "\n"
@@ -142,6 +159,7 @@ def _table(
     settings: Settings,
     filled: Mapping[str, list[tuple[Key, Value]]],
     routed: bool,
+    queueing: Queueing | None,
 ) -> list[str]:
     lines = [f"table {family.name} {settings.table} {{"]
     for name, kind in map_types(family.address).items():
@@ -157,6 +175,8 @@ def _table(
             for chosen in combinations(fields, count):
                 for observed in (False, True) if hook != "via" else (False,):
                     lines += _rewrite_chain(family, settings, hook, chosen, observed)
+    if queueing is not None:
+        lines += _queue_chains(family, settings, queueing)
     lines += _base_chains(family, settings, routed)
     if routed:
         lines += _routing_chains(family, settings)
@@ -168,7 +188,7 @@ def map_types(address: str) -> dict[str, str]:
     """Our maps and sets that elements fill: name -> type of the data ("" for a set)."""
     field = {"s": address, "d": address, "sp": "inet_service", "dp": "inet_service"}
     both = f"{address} . inet_service"
-    kinds = {"guard": "", "nat_s": both, "nat_d": both}
+    kinds = {"guard": "", "sent": "", "nat_s": both, "nat_d": both}
     for hook, fields in HOOK_FIELDS.items():
         kinds[f"{hook}_go"] = "verdict"
         kinds |= {f"{hook}_{name}": field[name] for name in fields}
@@ -239,29 +259,59 @@ def _rewrite_chain(
     family: _Family, settings: Settings, hook: Hook, fields: tuple[str, ...], observed: bool
 ) -> list[str]:
     """One chain for each set of fields that differ; the verdict map chooses it."""
-    body = []
-    if hook == "in":
-        # A stranger who got the old address resets what is not his (RFC 5961, 3): no RST
-        # passes until the peer's daemon confirms it.
-        body.append("tcp flags & rst == rst goto withheld")
-        if observed:
-            body.append("jump seen_in")
-        body.append(f"update @alive {{ {family.key} }}")
-    if hook == "out" and not {"s", "d"} & set(fields):
-        # Without its address and any other route a socket sends by the route of last resort,
-        # to ourselves: our own stack would answer with a RST.  (With another address the
-        # packet is routed anew.)
-        body.append('oifname "lo" goto held_own')
-    if observed and hook != "in":
-        body.append("jump seen_out")
+    body = _first(family, hook, observed, not {"s", "d"} & set(fields))
     body += [f"{family.header[f]} set {family.key} map @{hook}_{f}" for f in fields]
     if hook in ("out", "post"):
-        body.append(f"{family.back} @alive accept")
-        body.append(
-            f"limit rate {settings.copies}/second burst {settings.copies} packets"
-            f' log group {settings.group} prefix "{QUIET}"'
-        )
+        body += _into_silence(family, settings)
     return _block(f"chain {chain_name(hook, fields, observed)}", *(body or ["accept"]))
+
+
+def _first(family: _Family, hook: Hook, observed: bool, same: bool = False) -> list[str]:
+    """What becomes of a packet of ours before it is translated; ``same``: its addresses
+    will not be."""
+    if hook != "in":
+        return [
+            # Without its address and any other route a socket sends by the route of last
+            # resort, to ourselves: our own stack would answer with a RST.  (With another
+            # address the packet is routed anew.)
+            *(['oifname "lo" goto held_own'] if hook == "out" and same else []),
+            *(["jump seen_out"] if observed else []),
+        ]
+    return [
+        # A stranger who got the old address resets what is not his (RFC 5961, 3): no RST
+        # passes until the peer's daemon confirms it.
+        "tcp flags & rst == rst goto withheld",
+        *(["jump seen_in"] if observed else []),
+        f"update @alive {{ {family.key} }}",
+    ]
+
+
+def _into_silence(family: _Family, settings: Settings) -> list[str]:
+    """Copies of what leaves while nothing comes in."""
+    return [
+        f"{family.back} @alive accept",
+        f"limit rate {settings.copies}/second burst {settings.copies} packets"
+        f' log group {settings.group} prefix "{QUIET}"',
+    ]
+
+
+def _queue_chains(family: _Family, settings: Settings, queueing: Queueing) -> list[str]:
+    """The divert path.  Without a listener the queue drops: the path fails closed."""
+    lines = _block(
+        f"chain {TO_WORKER}", f"queue num {settings.queue}" if queueing == "nft" else "drop"
+    )
+    for hook, fields in queue_chains():
+        for observed in (False, True):
+            body = [*_first(family, hook, observed, SAME in fields), f"goto {TO_WORKER}"]
+            lines += _block(f"chain {chain_name(hook, fields, observed)}", *body)
+    return [
+        *lines,
+        *_block("chain quiet", *_into_silence(family, settings)),
+        # After a verdict a packet goes on behind the chain that queued it.
+        *_block("chain late", "type filter hook postrouting priority 311; policy accept;",
+                f"meta mark {settings.mark:#010x} accept",
+                f"{family.key} @sent goto quiet"),
+    ]  # fmt: skip
 
 
 def _base_chains(family: _Family, settings: Settings, routed: bool) -> list[str]:

@@ -11,11 +11,14 @@ Where a packet of one connection passes (birth B -> R, inside L -> R at a gatewa
       our socket
     outbound,      inside --via (-90): destination--> half way --routing, the user's
       forwarded      NAT--> source is B --post (310)--> wire
+
+On the divert path a packet worker translates in the place of ``in``, ``out`` and ``post``:
+their verdict is a queue, all else is the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from itertools import combinations
 from typing import Final, Literal
@@ -39,6 +42,8 @@ HOOK_FIELDS: Final[Mapping[Hook, tuple[str, ...]]] = {
 }
 
 DROP: Final = "drop"
+QUEUE: Final = "queue"  # in a chain's name: a packet worker translates
+SAME: Final = "same"  # and does not change the addresses
 
 # A packet tuple as the kernel keeps a concatenation: source address, port, destination
 # address, port, each port in four bytes (16 bytes for IPv4, 40 for IPv6).
@@ -101,7 +106,15 @@ def fields_between(before: Packed, after: Packed) -> tuple[str, ...]:
 
 def chain_name(hook: Hook, fields: Iterable[str], observed: bool = False) -> str:
     """``in_s_dp``; ``in_same`` when nothing is rewritten; ``in_s_seen`` when observed."""
-    return "_".join([hook, *(fields or ["same"]), *(["seen"] if observed else [])])
+    return "_".join([hook, *(fields or [SAME]), *(["seen"] if observed else [])])
+
+
+def queue_chains() -> Iterator[tuple[Hook, tuple[str, ...]]]:
+    """Hook and fields of every chain that queues, for :func:`chain_name`."""
+    yield "in", (QUEUE,)
+    yield "out", (QUEUE,)
+    yield "out", (QUEUE, SAME)
+    yield "post", (QUEUE,)
 
 
 def half_way(entry: Entry) -> Flow:
@@ -110,13 +123,34 @@ def half_way(entry: Entry) -> Flow:
 
 
 class _Builder:
-    """Collects the elements of one connection; the first value of a key counts."""
+    """Collects the elements of one connection; the first value of a key counts.
 
-    def __init__(self) -> None:
+    diverted  a packet worker translates, not we
+    observed  copies of its small segments are wanted
+    """
+
+    def __init__(self, diverted: bool, observed: bool) -> None:
         self.elements: Elements = {}
+        self._diverted, self._observed = diverted, observed
 
     def put(self, table: str, packet: Packed, value: Value = MEMBER) -> None:
         self.elements.setdefault((table, packet), value)
+
+    def translate(self, hook: Hook, before: Packed, after: Packed) -> None:
+        """``before`` becomes ``after`` at ``hook``, by the connection's path."""
+        if self._diverted:
+            stays = hook == "out" and not {"s", "d"} & set(fields_between(before, after))
+            fields = (QUEUE, SAME) if stays else (QUEUE,)
+            self.put(f"{hook}_go", before, chain_name(hook, fields, self._observed))
+        else:
+            self.rewrite(hook, before, after, self._observed)
+
+    def sent(self, out: Packed) -> None:
+        """``out`` is what leaves."""
+        if self._diverted:
+            self.put("sent", out)
+        # A new connection of our own that took the wire tuple would answer for this one.
+        self.put("out_go", out, "taken")
 
     def rewrite(self, hook: Hook, before: Packed, after: Packed, observed: bool = False) -> None:
         """``before`` becomes ``after`` at ``hook``: a verdict, and one element a field."""
@@ -130,24 +164,24 @@ class _Builder:
 
 
 def entry_elements(entry: Entry, observed: bool = False) -> Elements:
-    """All elements of one connection on the kernel path.
+    """All elements of one connection.
 
     ``observed``: copies of its small segments are wanted (see :func:`observed_elements`).
     """
-    build = _Builder()
+    build = _Builder(entry.path == "divert", observed)
     local, remote = pack_end(entry.birth.local), pack_end(entry.birth.remote)
     inbound = remote + local
     for wire in entry.wires:
-        build.rewrite("in", pack(wire.remote, wire.local), inbound, observed)
+        build.translate("in", pack(wire.remote, wire.local), inbound)
     for wire in entry.stale:
         build.put("in_go", pack(wire.remote, wire.local), DROP)
     out = None if entry.wire_out is None else pack(*entry.wire_out)
     if entry.local:
-        _own_out(build, local + remote, out, observed)
+        _own_out(build, local + remote, out)
         _nat(build, [local + remote, *([out] if out else [])], local, local, inbound)
     else:
         inside = pack_end(entry.inside.local)
-        _forwarded_out(build, inside, local, remote, out, observed)
+        _forwarded_out(build, inside, local, remote, out)
         if inside != local:
             # Without its NAT state a packet would leave with a LAN address, come back
             # out of the door it entered, or reach our own stack, which answers RST.
@@ -161,17 +195,16 @@ def entry_elements(entry: Entry, observed: bool = False) -> Elements:
     return build.elements
 
 
-def _own_out(build: _Builder, birth: Packed, out: Packed | None, observed: bool) -> None:
+def _own_out(build: _Builder, birth: Packed, out: Packed | None) -> None:
     if out is None:
         build.put("out_go", birth, "held_own")
         return
-    build.rewrite("out", birth, out, observed)
-    # A new connection of our own that took the wire tuple would answer for this one.
-    build.put("out_go", out, "taken")
+    build.translate("out", birth, out)
+    build.sent(out)
 
 
 def _forwarded_out(
-    build: _Builder, inside: bytes, local: bytes, remote: bytes, out: Packed | None, observed: bool
+    build: _Builder, inside: bytes, local: bytes, remote: bytes, out: Packed | None
 ) -> None:
     if out is None:
         # Before routing: while the address is gone there may be no route at all.
@@ -180,8 +213,8 @@ def _forwarded_out(
     toward = out[len(local) :]
     if toward != remote:
         build.rewrite("via", inside + remote, inside + toward)
-    build.rewrite("post", local + toward, out, observed)
-    build.put("out_go", out, "taken")
+    build.translate("post", local + toward, out)
+    build.sent(out)
 
 
 def _nat(
@@ -223,4 +256,6 @@ def verdicts() -> list[str]:
         for count in range(len(fields) + 1):
             for chosen in combinations(fields, count):
                 names += [chain_name(hook, chosen), chain_name(hook, chosen, observed=True)]
+    for hook, chosen in queue_chains():
+        names += [chain_name(hook, chosen), chain_name(hook, chosen, observed=True)]
     return names

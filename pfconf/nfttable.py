@@ -252,6 +252,7 @@ def _plain(value: Value) -> Value:
 
 _MAPS: Final = (
     "guard",
+    "sent",
     "nat_s",
     "nat_d",
     *(f"{hook}_go" for hook in HOOK_FIELDS),
@@ -264,7 +265,7 @@ _VERDICT_NUMBERS: Final = {name: bytes([number]) for number, name in enumerate(_
 
 def _data_length(name: str, half: int) -> int:
     """Bytes of what a map without verdicts gives."""
-    if name == "guard":
+    if name in ("guard", "sent"):
         return 0
     if name.startswith("nat_"):
         return half

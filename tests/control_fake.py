@@ -131,6 +131,9 @@ class FakeOperations:
     async def connection_drop(self, conn: str) -> Json:
         return self._did("connection_drop", conn, data={})
 
+    async def connection_path(self, conn: str, path: str) -> Json:
+        return self._did("connection_path", conn, path, data={})
+
     async def move(self, to: Address, from_: Address | None) -> Json:
         return self._did("move", to, from_, data={})
 

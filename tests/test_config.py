@@ -29,6 +29,7 @@ discover = ["192.0.2.0/24", "2001:db8::/32"]
 long-lived-after = 30
 table = "keep"
 nflog-group = 99
+nfqueue = 98
 interfaces.inside = ["lan0"]
 interfaces.outside = ["ext0", "ext1"]
 interfaces.ignore = ["docker0"]
@@ -86,7 +87,7 @@ def test_every_key_is_read() -> None:
     assert config.web.listen == ("192.168.1.1", "[fd00::1]:80")
     unset = Config().settings()
     assert all(value != unset.get(key) for key, value in config.settings().items())
-    assert len(config.settings()) == 13
+    assert len(config.settings()) == 14
 
 
 def test_the_settings_shown_are_again_a_file_that_says_the_same() -> None:
@@ -297,6 +298,17 @@ def test_a_rule_takes_what_all_its_selectors_take(
     config = parse_config(f"[[rule]]\n{selector}\nlong-lived-after = 99\n")
     found = config.rule_for(port, ip_address(addr), peer_id, name)
     assert (found.long_lived_after == 99.0) is hit
+
+
+def test_the_divert_path_is_refused_where_there_is_no_worker_and_integrity_everywhere() -> None:
+    divert = parse_config("[[rule]]\npath = 'divert'\n")
+    assert divert.diverts()
+    assert divert.not_yet(can_divert=True) == []
+    assert "rule 1" in divert.not_yet(can_divert=False)[0]
+    mac = parse_config("[[rule]]\nport = 1\npath = 'kernel'\n[[rule]]\nintegrity = 'prefer'\n")
+    assert not mac.diverts()
+    for can in (True, False):
+        assert ["rule 2" in fault for fault in mac.not_yet(can)] == [True]
 
 
 def test_integrity_needs_the_divert_path() -> None:

@@ -44,6 +44,28 @@ class RedirectTable(Protocol):
         """``keep``: leave the rules to the kernel (connections go on)."""
 
 
+class PacketWorker(Protocol):
+    """The divert path, in a process of its own: translates what is queued."""
+
+    def fileno(self) -> int:
+        """Readable when packets wait."""
+
+    def read(self) -> int:
+        """Translate what is there (bounded); how many packets."""
+
+    def drain(self) -> None:
+        """Translate all that was queued before this call."""
+
+    def load(self, entries: Iterable[Entry]) -> None:
+        """Exactly these connections."""
+
+    def apply(self, entries: Iterable[Entry]) -> None:
+        """Add or replace these."""
+
+    def remove(self, conn_ids: Iterable[str]) -> None:
+        """Forget these; unknown ones are ignored."""
+
+
 class Host(Protocol):
     """Privileged: everything else that a change of address needs."""
 

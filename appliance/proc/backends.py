@@ -10,9 +10,11 @@ from typing import Any
 from ..backend import linux, openbsd
 from ..backend.api import (
     AddressWatcher,
+    BackendError,
     ConnectionHandler,
     ConnectionTable,
     Host,
+    PacketWorker,
     RedirectTable,
     SegmentTap,
     TapHandler,
@@ -66,6 +68,23 @@ def engine_side(
     raise UnsupportedError(f"no backend for {sys.platform}: Linux and OpenBSD have one")
 
 
+def can_divert() -> bool:
+    """Whether a packet worker can be started here."""
+    return sys.platform == "linux"
+
+
+def open_queue(config: Config) -> Any:
+    """For :func:`packet_worker`; needs root.  BackendError with the remedy."""
+    if sys.platform == "linux":
+        return linux.open_queue(_linux_settings(config))
+    raise BackendError("the divert path is not there yet on this system: choose path \"kernel\"")
+
+
+def packet_worker(queue: Any) -> PacketWorker:
+    """Around what :func:`open_queue` gave, in the worker's process."""
+    return linux.packet_worker(queue)
+
+
 def capture_interfaces(config: Config) -> tuple[str | None, ...]:
     """Where captures listen; None: on every interface at once, which only Linux has."""
     if sys.platform == "linux":
@@ -78,6 +97,7 @@ def _linux_settings(config: Config) -> linux.Settings:
     return linux.settings_of(
         table=config.table,
         group=config.nflog_group,
+        queue=config.nfqueue,
         inside=config.interfaces.inside,
         outside=config.interfaces.outside,
         ignore=config.interfaces.ignore,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..rewrite.flow import Address
+from ..rewrite.redirect import DataPath
 from .control_requests import ControlError, Request, parse_request
 
 log = logging.getLogger("redirectd.control")
@@ -74,6 +75,8 @@ class Operations(Protocol):
     async def connection_resend(self, conn: str) -> Json: ...
 
     async def connection_drop(self, conn: str) -> Json: ...
+
+    async def connection_path(self, conn: str, path: DataPath) -> Json: ...
 
     async def move(self, to: Address, from_: Address | None) -> Json: ...
 

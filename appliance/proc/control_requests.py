@@ -175,6 +175,10 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         ),
         "connection.resend": Operation("connection_resend", {"conn": _CONN}),
         "connection.drop": Operation("connection_drop", {"conn": _CONN}),
+        "connection.path": Operation(
+            "connection_path",
+            {"conn": _CONN, "path": Argument(_word("kernel", "divert"), required=True)},
+        ),
         "move": Operation(
             "move",
             {

@@ -107,6 +107,8 @@ class Engine:
         loop.add_reader(self.connections.fileno(), self._readable, self._read_connections)
         loop.add_reader(self.tap.fileno(), self._readable, self.tap.read)
         self.look_at_paths()
+        if self._inherited.fresh:
+            self.core.choose_paths(self._clock())
         await link.call(Message.DUMP)
         await link.call(Message.READY)
         control = ControlServer(Operator(self), self._inherited.control)

@@ -16,9 +16,11 @@ class Inherited:
     udp      the redirect port, one socket a family
     control  the listening control socket
     backend  what the operating system's part needs (netlink, raw sockets, ...)
+    fresh    the configuration is new, its rules choose the paths of all connections again
     """
 
     link: socket.socket
     udp: list[socket.socket]
     control: socket.socket
     backend: backends.Sockets
+    fresh: bool = True

@@ -1,7 +1,8 @@
-"""The contract between parent and engine: one enum of messages, one framing.
+"""The contract between the processes: one enum of messages, one framing.
 
-A message is a 4-byte length, one byte of type, and JSON.  The engine asks, the
-parent answers each request with exactly one ``DONE`` or ``FAILED``, in order.
+A message is a 4-byte length, one byte of type, and JSON.  The engine asks the parent, the
+parent asks the packet worker; each request is answered with exactly one ``DONE`` or
+``FAILED``, in order.
 Nothing in a message is text for a rule: the parent builds rules from typed values.
 """
 
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 import enum
 import json
+import select
 import socket
 import struct
 from collections import deque
@@ -18,13 +20,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..backend.api import BackendError
+from ..rewrite.redirect import Entry
 
 HEADER = struct.Struct("!IB")
 MAX_BODY = 32 << 20  # 20,000 entries in one piece; a longer message is a fault
 
 
 class Message(enum.IntEnum):
-    """Everything that the two processes can say to each other."""
+    """Everything that the processes can say to each other."""
 
     # engine -> parent
     REPLACE_ALL = 1  # {"entries": [Entry]}
@@ -41,7 +44,12 @@ class Message(enum.IntEnum):
     READY = 12  # {}: the engine's start is over, it serves
     RECORD = 13  # {"id", "flows": [Flow], "hosts": [addr], "seconds", "bytes"}: a capture begins
     RECORD_MORE = 14  # {"id", "flows": [Flow], "hosts": [addr]}: what it takes as well
-    # parent -> engine
+    # parent -> packet worker; before what says so, all that is queued is translated
+    WORKER_LOAD = 32  # {"entries": [Entry]}: exactly these; first the queue
+    WORKER_APPLY = 33  # {"entries": [Entry]}
+    WORKER_SHUT = 34  # {"entries": [Entry]}: as WORKER_APPLY; first the queue
+    WORKER_REMOVE = 35  # {"conn_ids": [text]}; first the queue
+    # the answers
     DONE = 64  # the answer's value, or null
     FAILED = 65  # {"why": text}
 
@@ -127,7 +135,7 @@ class ParentLink:
 
 
 class EngineLink:
-    """The parent's end: blocking, read only when ``select`` says so."""
+    """The end of who answers: blocking, read only when ``select`` says so."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -137,23 +145,55 @@ class EngineLink:
         while n:
             part = self.sock.recv(min(n, 1 << 20))
             if not part:
-                raise EOFError("the engine process is gone")
+                raise EOFError("the other process is gone")
             parts.append(part)
             n -= len(part)
         return b"".join(parts)
 
-    def receive(self) -> tuple[Message, dict[str, Any]]:
+    def read(self) -> tuple[Message, Any]:
         kind, length = unpack_header(self._exactly(HEADER.size))
         try:
-            body = json.loads(self._exactly(length))
+            return kind, json.loads(self._exactly(length))
         except ValueError as fault:
             raise ProtocolError(f"{kind.name}: {fault}") from None
+
+    def receive(self) -> tuple[Message, dict[str, Any]]:
+        """A request."""
+        kind, body = self.read()
         if not isinstance(body, dict):
             raise ProtocolError(f"{kind.name}: not an object")
         return kind, body
 
     def answer(self, kind: Message, body: Any) -> None:
         self.sock.sendall(pack(kind, body))
+
+
+class WorkerLink:
+    """The parent's end towards a packet worker: blocking; OSError after ``patience`` seconds."""
+
+    def __init__(self, sock: socket.socket, patience: float) -> None:
+        self.sock = sock
+        sock.settimeout(patience)
+        self._answers = EngineLink(sock)
+
+    def call(self, kind: Message, body: Any) -> None:
+        """ProtocolError when it refused, EOFError when it is gone."""
+        self.sock.sendall(pack(kind, body))
+        answer, value = self._answers.read()
+        if answer is not Message.DONE:
+            raise ProtocolError(f"{answer.name}: {value}")
+
+    def ended(self) -> bool:
+        """It never speaks first, so what can be read is its end."""
+        return bool(select.select([self.sock], [], [], 0)[0])
+
+
+def entries_of(body: Mapping[str, Any]) -> list[Entry]:
+    """``body["entries"]``; ProtocolError, ValueError or KeyError if it is something else."""
+    rows = body.get("entries")
+    if not isinstance(rows, list):
+        raise ProtocolError("'entries' is not a list")
+    return [Entry.from_json(row) for row in rows]
 
 
 def text_list(body: Mapping[str, Any], key: str) -> Sequence[str]:

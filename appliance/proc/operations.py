@@ -13,6 +13,8 @@ from ..protocol.commands import Log
 from ..protocol.operator import Refused
 from ..protocol.views import ConnectionView, PeerView
 from ..rewrite.flow import Address, Endpoint, Flow
+from ..rewrite.redirect import DataPath
+from .backends import can_divert
 from .captures import scope_of
 from .control_requests import ControlError
 from .recording import MAX_SCOPE, Scope
@@ -164,6 +166,21 @@ class Operator:
     async def connection_drop(self, conn: str) -> Json:
         self._do(self._core.drop, self._connection(conn))
         return {}
+
+    async def connection_path(self, conn: str, path: DataPath) -> Json:
+        if path == "divert" and not can_divert():
+            raise ControlError("refused", "this system has no packet worker for the divert path")
+        conn_id = self._connection(conn)
+        for wanted in (path, "kernel"):
+            try:
+                self._core.choose_path(conn_id, wanted, self._engine.now())
+            except Refused as why:
+                raise ControlError("refused", str(why)) from None
+            await self._engine.settle()
+            entry = self._engine.executor.entries.get(conn_id)
+            if entry is None or entry.path == path:
+                return {}
+        raise ControlError("refused", "the system has refused; redirectd's log says why")
 
     async def move(self, to: Address, from_: Address | None) -> Json:
         try:

@@ -3,10 +3,13 @@
     parent (root) --- Unix socket, ipc.py --- engine (_redirectd)
       | nftables or pfctl, routes, conntrack         | UDP, keystore, control socket
       | raw and netlink sockets, opened here         | the same sockets, no capability
+      |
+      +---------- Unix socket, ipc.py --- packet worker (_redirectd), see diverted.py
 
-It starts the engine again when that dies; the kernel's rules stay meanwhile, so that
-connections go on.  An engine that dies again and again before it serves needs a person:
-then the parent ends as well, and says so.
+It starts either again when it dies; the kernel's rules stay meanwhile, so that
+connections go on (those on the divert path wait for their worker).  On SIGHUP it reads the
+configuration again, and starts an engine with the new one.  An engine that dies again
+and again before it serves needs a person: then the parent ends as well, and says so.
 """
 
 from __future__ import annotations
@@ -25,13 +28,16 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
+import attrs
+
 from ..backend.api import BackendError, Host, RedirectTable
-from ..config import Config
+from ..config import DEFAULT_PATH, Config, load
+from ..config_reading import ConfigError
 from ..rewrite.flow import Flow
-from ..rewrite.redirect import Entry
 from . import backends, privileges, sandbox, udp
+from .diverted import PathTable, WorkerProcess
 from .inherited import Inherited
-from .ipc import EngineLink, Message, ProtocolError, text_list
+from .ipc import EngineLink, Message, ProtocolError, entries_of, text_list
 from .recording import Order, Recordings, Scope
 
 log = logging.getLogger("redirectd.parent")
@@ -44,6 +50,10 @@ EARLY_DEATHS = 5  # in a row: then it is no accident
 EX_SOFTWARE = 70  # sysexits(3)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+# What the parent has opened by, and can't have otherwise without a new start.
+_FIXED = ("port", "state_dir", "control_socket", "user", "interfaces", "table", "nflog_group",
+          "nfqueue")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +68,6 @@ class Restarts:
     most: float = 30.0
     calm: float = 60.0
     early: float = 10.0
-
-
-def _entries(body: dict[str, Any]) -> list[Entry]:
-    rows = body.get("entries")
-    if not isinstance(rows, list):
-        raise ProtocolError("'entries' is not a list")
-    return [Entry.from_json(row) for row in rows]
 
 
 @dataclass
@@ -90,7 +93,7 @@ class Servant:
             Message.PARK: lambda b: host.park(ip_address(b["addr"])),
             Message.UNPARK: lambda b: host.unpark(ip_address(b["addr"])),
             Message.RESERVE: self._reserve,
-            Message.RESTORE_NAT: lambda b: host.restore_nat(_entries(b)),
+            Message.RESTORE_NAT: lambda b: host.restore_nat(entries_of(b)),
             Message.ABORT: lambda b: host.abort(Flow.parse(b["inside"]), bool(b["local"])),
             Message.DUMP: lambda b: host.request_connections(),
             Message.READY: self._ready,
@@ -104,12 +107,12 @@ class Servant:
         self.serves, self.keep = False, True
 
     def _apply(self, body: dict[str, Any]) -> None:
-        entries = _entries(body)
+        entries = entries_of(body)
         self.table.apply(entries)
         self.host.keep(entries)
 
     def _replace_all(self, body: dict[str, Any]) -> None:
-        entries = _entries(body)
+        entries = entries_of(body)
         self.table.replace_all(entries)
         self.host.adopt(entries)
 
@@ -173,13 +176,18 @@ class Parent:
         self._engine_main = engine_main
         self._restarts = restarts
         self._engine_pid = 0
-        self._stopping = False
+        self._stopping = self._reload = False
+        # whether the next engine goes by the rules of a configuration that is new
+        self._fresh = True
 
     def run(self) -> int:
         """Until a signal ends it; the exit status."""
         config = self._config
         account = privileges.account(config.user)
         _private_directory(Path(config.state_dir), account.pw_uid, account.pw_gid)
+        worker = WorkerProcess(
+            lambda: backends.open_queue(config), backends.packet_worker, config.user
+        )
         privileged = _once_free(lambda: backends.open_privileged(config))
         sockets = _once_free(lambda: udp.open_sockets(config.port))
         control = _control_socket(Path(config.control_socket), account.pw_gid)
@@ -190,19 +198,25 @@ class Parent:
             lambda: self._lock_up("capture"),
         )
         self._lock_up("parent")
-        servant = Servant(privileged.table, privileged.host, recordings)
+        table = PathTable(privileged.table, worker)
+        servant = Servant(table, privileged.host, recordings)
         try:
+            if config.diverts():
+                _once_free(worker.start)
             with self._signals() as wake_up:
                 return self._keep_one_running(
                     servant,
-                    lambda: self._one_engine(servant, sockets, control, privileged.sockets),
+                    lambda: self._one_engine(
+                        servant, worker, wake_up, sockets, control, privileged.sockets
+                    ),
+                    worker,
                     wake_up,
                 )
         finally:
             recordings.close()
             if not servant.keep:
                 privileged.host.close()
-            privileged.table.close(keep=servant.keep)
+            table.close(keep=servant.keep)
             Path(config.control_socket).unlink(missing_ok=True)
 
     def _lock_up(self, process: str) -> None:
@@ -210,7 +224,11 @@ class Parent:
         sandbox.enter(process, config.state_dir, config.control_socket, config.source)
 
     def _keep_one_running(
-        self, servant: Servant, one_engine: Callable[[], None], wake_up: socket.socket
+        self,
+        servant: Servant,
+        one_engine: Callable[[], None],
+        worker: WorkerProcess,
+        wake_up: socket.socket,
     ) -> int:
         pause, early = self._restarts.first, 0
         while True:
@@ -218,6 +236,8 @@ class Parent:
             one_engine()
             if self._stopping:
                 return 0
+            if self._fresh:
+                continue  # it made way for the next one
             lived = time.monotonic() - started
             early = 0 if servant.serves or lived > self._restarts.early else early + 1
             if early == EARLY_DEATHS:
@@ -230,10 +250,11 @@ class Parent:
             if lived > self._restarts.calm:
                 pause = self._restarts.first
             log.warning("the engine died; starting it again in %.1f s", pause)
-            with suppress(BlockingIOError):
-                wake_up.recv(4096)  # signals that were taken care of already
-            if not self._stopping:
-                select.select([wake_up], [], [], pause)
+            until = time.monotonic() + pause
+            while not self._stopping and (left := until - time.monotonic()) > 0:
+                _wait([wake_up], worker, left)
+                if _woken(wake_up) and self._reload:
+                    self._read_again(worker)
             if self._stopping:
                 return 0
             pause = min(2 * pause, self._restarts.most)
@@ -258,11 +279,14 @@ class Parent:
     def _one_engine(
         self,
         servant: Servant,
+        worker: WorkerProcess,
+        wake_up: socket.socket,
         sockets: list[socket.socket],
         control: socket.socket,
         backend: backends.Sockets,
     ) -> None:
         servant.engine_starts()
+        fresh, self._fresh = self._fresh, False
         ours, theirs = socket.socketpair()
         # a signal must find the engine's process ID as soon as there is an engine
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -271,12 +295,15 @@ class Parent:
             status = EX_SOFTWARE
             try:
                 ours.close()
+                worker.forget()
                 signal.set_wakeup_fd(-1)
                 for number in _SIGNALS:
                     signal.signal(number, signal.SIG_DFL)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
                 privileges.drop(self._config.user)
-                self._engine_main(self._config, Inherited(theirs, sockets, control, backend))
+                self._engine_main(
+                    self._config, Inherited(theirs, sockets, control, backend, fresh)
+                )
                 status = 0
             except SystemExit as fault:
                 log.debug("the engine ends: %s", fault)
@@ -291,12 +318,19 @@ class Parent:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         theirs.close()
         link = EngineLink(ours)
+        verify_at = time.monotonic() + VERIFY_EVERY
         try:
             while True:
-                if select.select([ours], [], [], VERIFY_EVERY)[0]:
+                ready = _wait([ours, wake_up], worker, verify_at - time.monotonic())
+                woken = wake_up in ready and _woken(wake_up)
+                if woken and self._reload and self._read_again(worker):
+                    os.kill(pid, signal.SIGTERM)
+                if ours in ready:
                     servant.serve_one(link)
-                else:
+                    verify_at = time.monotonic() + VERIFY_EVERY
+                elif time.monotonic() >= verify_at:
                     servant.verify()
+                    verify_at = time.monotonic() + VERIFY_EVERY
         except (EOFError, ConnectionError):
             pass
         except ProtocolError as fault:
@@ -307,12 +341,53 @@ class Parent:
             self._engine_pid = 0
             os.waitpid(pid, 0)
 
+    def _read_again(self, worker: WorkerProcess) -> bool:
+        """The configuration; whether there is a new one to go by."""
+        self._reload = False
+        before = self._config
+        try:
+            found = load(before.source or DEFAULT_PATH)
+            if missing := found.not_yet(backends.can_divert()):
+                raise BackendError("\n".join(missing))
+            if found.diverts():
+                worker.start()
+        except (ConfigError, BackendError) as fault:
+            log.error("the configuration stays as it was: %s", fault)
+            return False
+        fixed = {name: getattr(before, name) for name in _FIXED}
+        if changed := [name for name in _FIXED if getattr(found, name) != fixed[name]]:
+            log.warning("%s: only a new start changes that", ", ".join(changed).replace("_", "-"))
+        self._config = attrs.evolve(found, **fixed)
+        self._fresh = True
+        log.info("the configuration is read again; an engine starts with it")
+        return True
+
     def _on_signal(self, number: int, frame: object) -> None:
-        """Pass it on: the engine decides what stays in the kernel."""
-        if number != signal.SIGHUP:
-            self._stopping = True
+        """Pass an end on: the engine decides what stays in the kernel."""
+        if number == signal.SIGHUP:
+            self._reload = True
+            return
+        self._stopping = True
         if self._engine_pid:
             os.kill(self._engine_pid, number)
+
+
+def _wait(
+    channels: list[socket.socket], worker: WorkerProcess, seconds: float
+) -> list[socket.socket]:
+    """Until one of them can be read, or so long; looks after the packet worker meanwhile."""
+    due = worker.due()
+    timeout = max(0.0, seconds if due is None else min(due, seconds))
+    ready = select.select([*channels, *worker.channels()], [], [], timeout)[0]
+    worker.look()
+    return ready
+
+
+def _woken(wake_up: socket.socket) -> bool:
+    """Whether there were signals; those are taken care of."""
+    with suppress(BlockingIOError):
+        return bool(wake_up.recv(4096))
+    return False
 
 
 def _once_free(open_it: Callable[[], T]) -> T:

@@ -125,6 +125,9 @@ class Binding:
         times = [at for at in (self.held_since, self.absent_since) if at is not None]
         return min(times, default=None)
 
+    def connection(self) -> Connection:
+        return Connection(self.birth, self.inside, self.local, self.inside_opened, self.since)
+
     def record(self) -> BindingRecord:
         return BindingRecord(
             self.peer_id, self.entry, self.since, self.bound_at, self.moves, self.last_move
@@ -144,7 +147,7 @@ class Binding:
         out = None if self.out_local is None else Flow(self.out_local, self.out_remote)
         if wires == old.wires:
             stale = old.stale
-            if out == old.wire_out:
+            if out == old.wire_out and self.path == old.path:
                 return False
         else:
             past = _once([w for w in (*old.wires, *old.stale) if w not in wires])

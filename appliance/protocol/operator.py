@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from ..rewrite.flow import Address, Endpoint
+from ..rewrite.redirect import DataPath
 from .binder import Binder
 from .commands import ForgetPeer
+from .connections import Binding
 from .keys import before_first_chain, derive, fingerprint, first_chain, peer_id
 from .links import Links
 from .mover import OurMoves
@@ -151,6 +153,33 @@ class Operator:
         self._at(now)
         self._drop(self._bound(conn_id), "dropped by the operator")
         self._finish()
+
+    def choose_path(self, conn_id: str, path: DataPath, now: float) -> None:
+        """Let the kernel translate a connection, or a packet worker, from now on."""
+        self._at(now)
+        binding = self.world.table.bindings[self._bound(conn_id)]
+        self._set_path([(binding, path)])
+        self._finish()
+
+    def choose_paths(self, now: float) -> None:
+        """Every connection takes the path that the settings say."""
+        self._at(now)
+        path_for = self.world.settings.path_for
+        bindings = self.world.table.all_bindings()
+        self._set_path((b, path_for(b.connection(), b.peer_id)) for b in bindings)
+        self._finish()
+
+    def _set_path(self, wanted: Iterable[tuple[Binding, DataPath]]) -> None:
+        changed = []
+        for binding, path in wanted:
+            if path != binding.path and not binding.closing:
+                binding.path = path
+                changed.append(binding)
+        self.world.apply(changed)
+        for binding in changed:
+            peer = self.world.peers.get(binding.peer_id)
+            text = f"{binding.birth} takes the {binding.path} path"
+            self.world.log("info", "path", text, peer, binding.conn_id)
 
     def _bound(self, conn_id: str) -> str:
         if conn_id not in self.world.table.bindings:

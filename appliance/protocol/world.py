@@ -8,7 +8,7 @@ from typing import Any
 from ..rewrite.flow import Address
 from .commands import Apply, Command, Log, SaveBindings
 from .connections import Binding, Table
-from .inputs import Connection, LocalAddress, Paths
+from .inputs import LocalAddress, Paths
 from .limits import BucketTable
 from .peer import Peer
 from .settings import CoreSettings
@@ -78,8 +78,7 @@ class World:
     def limit(self, binding: Binding) -> float | None:
         """Set the end of waiting; seconds that are left, None: as many as it takes."""
         b = binding
-        c = Connection(b.birth, b.inside, b.local, b.inside_opened, b.since)
-        longest = self.settings.hold_max(c, b.peer_id)
+        longest = self.settings.hold_max(b.connection(), b.peer_id)
         since = b.waiting_since
         if longest is None or since is None:
             return None

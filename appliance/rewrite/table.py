@@ -83,7 +83,8 @@ class Table:
 
     ``near`` says which tuple packets carry on our side of the translation: ``birth``
     on Linux, where the rewriter is outermost; ``inside`` on pf, which shows the
-    packets of the inside.
+    packets of the inside.  What Linux forwards has its new destination already, for the
+    route is chosen by it: any of the connection's far endpoints.
 
     inward, outward  packed tuple -> record, for packets from and to the network
     pairs            packed address pair -> number of tuples that have it
@@ -131,6 +132,14 @@ class Table:
     def _near_flow(self, entry: Entry) -> Flow:
         return entry.birth if self._near == "birth" else entry.inside
 
+    def _sent_as(self, entry: Entry) -> list[Flow]:
+        """The tuples of what our end sends, as they come to the rewriter."""
+        near = self._near_flow(entry)
+        if entry.local or self._near == "inside" or entry.wire_out is None:
+            return [near]
+        ends = [entry.wire_out.remote, near.remote, *(wire.remote for wire in entry.wires)]
+        return [near.with_remote(*end) for end in dict.fromkeys(ends)]
+
     def _checked(self, entries: Iterable[Entry]) -> dict[str, Entry]:
         wanted = {entry.conn_id: entry for entry in entries}
         for entry in wanted.values():
@@ -160,12 +169,13 @@ class Table:
         for wire in entry.wires:
             key = inward_key(wire)
             self._insert(self.inward, key, _record(key, inner, conn_id), living=True)
-        key = outward_key(near)
-        if entry.wire_out is None:
-            record = Record(None, 0, 0, Verdict.HOLD, conn_id)
-        else:
-            record = _record(key, outward_key(entry.wire_out), conn_id)
-        self._insert(self.outward, key, record, living=True)
+        for flow in self._sent_as(entry):
+            key = outward_key(flow)
+            if entry.wire_out is None:
+                record = Record(None, 0, 0, Verdict.HOLD, conn_id)
+            else:
+                record = _record(key, outward_key(entry.wire_out), conn_id)
+            self._insert(self.outward, key, record, living=True)
 
     def _insert(self, table: dict[bytes, Record], key: bytes, record: Record, living: bool) -> None:
         """A living tuple wins over another connection's stale one: the address may
@@ -185,7 +195,8 @@ class Table:
             return
         for flow in (*entry.stale, *entry.wires):
             self._delete(self.inward, inward_key(flow), conn_id)
-        self._delete(self.outward, outward_key(self._near_flow(entry)), conn_id)
+        for flow in self._sent_as(entry):
+            self._delete(self.outward, outward_key(flow), conn_id)
 
     def _delete(self, table: dict[bytes, Record], key: bytes, conn_id: str) -> None:
         record = table.get(key)

@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from appliance.backend.linux.divert_table import DivertTable
 from appliance.backend.linux.divert_worker import DivertWorker
 from appliance.backend.linux.nfqueue import NfQueue
 from appliance.backend.linux.nft import NftTable
@@ -84,15 +83,12 @@ class Stream:
 
     def _redirect(self, netns: str, entry: Entry, number: int) -> None:
         with entered(netns):
+            table = NftTable(Settings(table=f"bench{number}", group=100 + number, queue=number))
+            table.open()
+            table.apply([entry])
             if entry.path == "kernel":
-                table = NftTable(Settings(table=f"bench{number}", group=100 + number))
-                table.open()
-                table.apply([entry])
                 return
             queue = NfQueue(number, gso=self.kind.gso)
-            sets = DivertTable(f"divert{number}", number, Settings().mark)
-            sets.open()
-            sets.apply([entry])
         worker = os.fork()
         if worker:
             queue.close()

@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 import tomlkit
 
+from appliance.proc.worker import NAME
+
 from .expose import ROOT, readable
 from .fault import Fault, Who
 from .host import Host
@@ -115,27 +117,36 @@ class Daemon:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def pids(self) -> dict[str, int]:
-        """``parent``, ``engine`` and whatever else it forked (``worker1`` …); none before
-        the shell that starts it (:mod:`.expose`) has made way for it."""
+        """``parent``, ``engine``, ``worker`` (on the divert path); none before the shell
+        that starts it (:mod:`.expose`) has made way for it."""
         if self.process is None or self.process.poll() is not None:
             return {}
         found = {"parent": self.process.pid}
         command = Path(f"/proc/{self.process.pid}/cmdline").read_bytes()
         if not command.startswith(sys.executable.encode() + b"\0"):
             return {}
-        children = _children(self.process.pid)
-        for number, pid in enumerate(children):
-            found["engine" if number == 0 else f"worker{number}"] = pid
+        for pid in _children(self.process.pid):
+            with contextlib.suppress(FileNotFoundError):
+                found["worker" if _is_worker(pid) else "engine"] = pid
         return found
 
-    def kill(self, who: Literal["parent", "engine", "all"] = "all") -> None:
-        """kill -9.  A killed engine is started again by its parent."""
+    def kill(self, who: Literal["parent", "engine", "worker", "all"] = "all") -> None:
+        """kill -9.  A killed engine or packet worker is started again by its parent."""
         pids = self.pids()
         for pid in pids.values() if who == "all" else [pids[who]]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if who != "engine" and self.process is not None:
+        if who in ("parent", "all") and self.process is not None:
             self.process.wait(timeout=10)
+
+    def reload(self) -> None:
+        """SIGHUP; until an engine with the new configuration answers."""
+        assert self.process is not None
+        before = self.pids()["engine"]
+        self.process.send_signal(signal.SIGHUP)
+        self.wait_until(
+            "another engine", lambda d: d.pids().get("engine", before) != before and d.ctl("status")
+        )
 
     def break_after(self, commands: int, who: Who = "engine") -> None:
         """Let the engine die after so many commands of the next change of address (0: only
@@ -313,6 +324,10 @@ class Daemon:
 def _children(pid: int) -> list[int]:
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in text.split()]
+
+
+def _is_worker(pid: int) -> bool:
+    return Path(f"/proc/{pid}/comm").read_text() == f"{NAME}\n"
 
 
 def _kebab(value: Any) -> Any:

@@ -7,6 +7,7 @@ The parent opens (:func:`open_backend`), the engine reads (:func:`engine_side`).
     conntrack, ctnetlink, sockdiag   which connections exist
     watcher, routes      addresses, links, routes
     tap, inject          copies of packets and what is sent in answer
+    nfqueue, queue_rules, divert_worker  the divert path
     netlink, sockets     the sockets below all of it
 """
 
@@ -17,22 +18,36 @@ from collections.abc import Callable, Iterable
 
 from pfconf import nft as rules
 
+from ...rewrite.rewriter import Rewriter
 from ..api import BackendError, ConnectionHandler, TapHandler
+from . import queue_rules
 from .conntrack import ConntrackTable
+from .divert_worker import DivertWorker
 from .host import LinuxHost
+from .nfqueue import NfQueue
 from .nft import NftTable
 from .settings import Settings
 from .sockets import Sockets, open_privileged
 from .tap import LogTap
 from .watcher import RouteWatcher
 
-__all__ = ["Settings", "Sockets", "engine_side", "open_backend", "settings_of", "steady_clock"]
+__all__ = [
+    "Settings",
+    "Sockets",
+    "engine_side",
+    "open_backend",
+    "open_queue",
+    "packet_worker",
+    "settings_of",
+    "steady_clock",
+]
 
 
 def settings_of(
     *,
     table: str = "redirectd",
     group: int = 4787,
+    queue: int = 4787,
     inside: Iterable[str] = (),
     outside: Iterable[str] = (),
     ignore: Iterable[str] = (),
@@ -42,9 +57,12 @@ def settings_of(
         raise BackendError(f"{table!r} is no name for an nftables table: use letters and digits")
     if not 0 < group < 65536:
         raise BackendError(f"{group} is no NFLOG group: choose 1 to 65535")
+    if not 0 <= queue < 65536:
+        raise BackendError(f"{queue} is no NFQUEUE: choose 0 to 65535")
     return Settings(
-        rules.Settings(table=table, group=group), tuple(inside), tuple(outside), tuple(ignore)
-    )
+        rules.Settings(table=table, group=group, queue=queue),
+        tuple(inside), tuple(outside), tuple(ignore),
+    )  # fmt: skip
 
 
 def open_backend(settings: Settings) -> tuple[NftTable, LinuxHost, Sockets]:
@@ -53,6 +71,18 @@ def open_backend(settings: Settings) -> tuple[NftTable, LinuxHost, Sockets]:
     table.open()
     sockets = open_privileged(settings)
     return table, LinuxHost(settings, table, sockets), sockets
+
+
+def open_queue(settings: Settings) -> NfQueue:
+    """The parent's half of a packet worker; needs CAP_NET_ADMIN.  Once it is closed in both
+    processes the kernel drops what waits in it, and what comes."""
+    queue_rules.check(settings.rules.queue)
+    return NfQueue(settings.rules.queue)
+
+
+def packet_worker(queue: NfQueue) -> DivertWorker:
+    """The worker's half; needs CAP_NET_ADMIN too, for each verdict."""
+    return DivertWorker(queue, Rewriter())
 
 
 def steady_clock() -> Callable[[], float]:

@@ -20,7 +20,7 @@ from ...packet.port import UnsupportedError, is_local
 from ..api import BackendError
 from . import queue_rules
 from .nfqueue import Hook, Info, NfQueue
-from .nft import run_nft
+from .nftrun import run_nft
 
 # Priorities of netfilter run the other way; this much before mangle (-150), so that a
 # handle of priority 0 sees packets after conntrack and before other people's rules.

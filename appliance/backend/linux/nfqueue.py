@@ -173,7 +173,7 @@ class NfQueue:
         slots: int = 32,
         receive: int = 16 << 20,
     ) -> None:
-        self.number = number
+        self.number, self.length = number, length
         self._socket = nl.NetlinkSocket(nl.NETLINK_NETFILTER, receive=receive, send=8 << 20)
         try:
             self._configure(number, copy, length, gso, fail_open)

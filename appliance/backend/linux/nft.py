@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +21,8 @@ from ...rewrite.flow import Address, Flow
 from ...rewrite.redirect import Entry
 from ..api import BackendError
 from . import netlink as nl
-from . import nfnl
+from . import nfnl, queue_rules
+from .nftrun import run_nft
 
 log = logging.getLogger("redirectd.nft")
 
@@ -38,18 +38,6 @@ _CHANGED_BY_OTHERS = (errno.ENOENT, errno.EEXIST, errno.EBUSY)
 SEND_BUFFER = 32 * 1024 * 1024  # one transaction is one datagram
 
 
-def run_nft(script: str) -> None:
-    """One transaction; BackendError carries nft's message."""
-    try:
-        done = subprocess.run(
-            ["nft", "-f", "-"], input=script, capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        raise BackendError("nft is not installed: install the package nftables") from None
-    if done.returncode != 0:
-        raise BackendError(f"nft refused our rules: {done.stderr.strip()[:2000]}")
-
-
 class NftTable:
     """The redirect table (:class:`..api.RedirectTable`); keeps in memory what it installed."""
 
@@ -60,6 +48,7 @@ class NftTable:
         self._elements = ElementTable()
         self._parked: set[Address] = set()
         self._routed = False
+        self._queueing: text.Queueing | None = None
         self._netlink = nl.NetlinkSocket(nl.NETLINK_NETFILTER, send=SEND_BUFFER)
 
     def open(self) -> None:
@@ -75,19 +64,22 @@ class NftTable:
     def replace_all(self, entries: Sequence[Entry]) -> None:
         fresh = ElementTable()
         fresh.commit(fresh.plan_observe(self._elements.observed))
-        fresh.commit(_checked(lambda: fresh.plan(_on_kernel_path(entries))))
+        fresh.commit(_checked(lambda: fresh.plan(entries)))
         self._routed = self._must_route(entries)
+        self._queueing = _queueing_for(entries)
         self._load(fresh)
         self._elements = fresh
 
     def apply(self, entries: Sequence[Entry]) -> None:
-        """Entries on the divert path are taken out: only one path may translate."""
-        kernel = _on_kernel_path(entries)
-        others = [entry.conn_id for entry in entries if entry.path != "kernel"]
-        plan = _checked(lambda: self._elements.plan(kernel, others))
-        new = any(entry.conn_id not in self._elements for entry in kernel)
-        if new and not self._routed and self._must_route(kernel):
-            self._routed = True
+        """The path of an entry too may be another one than before."""
+        plan = _checked(lambda: self._elements.plan(entries))
+        more = self._queueing is None and any(entry.path == "divert" for entry in entries)
+        if more:
+            self._queueing = _queueing_for(entries)
+        new = any(entry.conn_id not in self._elements for entry in entries)
+        if new and not self._routed and self._must_route(entries):
+            self._routed = more = True
+        if more:
             self._elements.commit(plan)
             self._load(self._elements)
         else:
@@ -204,9 +196,16 @@ class NftTable:
         self._load(self._elements)
 
     def _load(self, elements: ElementTable) -> None:
-        script = text.ruleset(self._settings, elements.elements(), routed=self._routed)
+        script = text.ruleset(
+            self._settings, elements.elements(), routed=self._routed, queueing=self._queueing
+        )
         script += text.parked(self._settings, self._parked)
         run_nft(script)
+        if self._queueing == "xt":
+            for family in nfnl.NFPROTO.values():
+                queue_rules.add_target(
+                    family, self._settings.table, text.TO_WORKER, self._settings.queue
+                )
 
     def _is_loaded(self, version: int) -> bool:
         payload = nfnl.family_header(nfnl.NFPROTO[version]) + nl.attribute(
@@ -247,8 +246,9 @@ class NftTable:
                     return
 
 
-def _on_kernel_path(entries: Iterable[Entry]) -> list[Entry]:
-    return [entry for entry in entries if entry.path == "kernel"]
+def _queueing_for(entries: Iterable[Entry]) -> text.Queueing | None:
+    """How packets get to the packet worker, if any must; BackendError if they can't."""
+    return queue_rules.probe() if any(entry.path == "divert" for entry in entries) else None
 
 
 def _checked(action: Callable[[], _T]) -> _T:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Final
+
+from pfconf.nft import Queueing
 
 from ..api import BackendError
 from . import netlink as nl
 from .nfnl import NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES, family_header
-from .nft import run_nft
-
-Mechanism = Literal["nft", "xt"]
+from .nftrun import run_nft
 
 _NFPROTO_INET: Final = 1
 _NFT_MSG_NEWRULE: Final = 6
@@ -26,12 +26,11 @@ _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
 _LIST_ELEM: Final = 1
 _EXPR_NAME, _EXPR_DATA = 1, 2
 _TARGET_NAME, _TARGET_REV, _TARGET_INFO = 1, 2, 3
-_NLM_F_APPEND: Final = 0x800
 _NFQ_FLAG_BYPASS: Final = 1
 
 
-def probe() -> Mechanism:
-    """What this kernel has; BackendError when it can't queue at all."""
+def probe() -> Queueing:
+    """What nft can do on this kernel."""
     script = "table inet redirectd_probe {\n chain q {\n  queue num 0\n }\n}\n"
     try:
         run_nft(script + "delete table inet redirectd_probe\n")
@@ -40,13 +39,20 @@ def probe() -> Mechanism:
     return "nft"
 
 
+def check(number: int) -> None:
+    """BackendError when this kernel can't queue at all."""
+    table = "redirectd_probe"
+    install(table, number, "", {"q": False})
+    remove(table)
+
+
 def install(
     table: str,
     number: int,
     body: str,
     chains: Mapping[str, bool],
     *,
-    mechanism: Mechanism | None = None,
+    mechanism: Queueing | None = None,
 ) -> None:
     """Replace table ``inet TABLE``: chains that queue, then ``body``, which jumps to them.
 
@@ -63,7 +69,7 @@ def install(
     run_nft(f"table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{text}}}\n")
     if mechanism == "xt":
         for chain, bypass in chains.items():
-            _add_target(table, chain, number, bypass)
+            add_target(_NFPROTO_INET, table, chain, number, bypass=bypass)
     run_nft(f"table inet {table} {{\n{body}\n}}\n")
 
 
@@ -72,7 +78,13 @@ def remove(table: str) -> None:
     run_nft(f"table inet {table}\ndelete table inet {table}\n")
 
 
-def _add_target(table: str, chain: str, number: int, bypass: bool) -> None:
+def add_target(
+    family: int, table: str, chain: str, number: int, *, bypass: bool = False
+) -> None:
+    """Put the xt target in front of whatever the chain has.
+
+    family  NFPROTO_*
+    """
     # struct xt_NFQ_info_v3: queuenum, queues_total, flags; XT_ALIGN makes it 8 bytes.
     info = struct.pack("=HHHxx", number, 1, _NFQ_FLAG_BYPASS if bypass else 0)
     target = nl.nested(
@@ -85,13 +97,13 @@ def _add_target(table: str, chain: str, number: int, bypass: bool) -> None:
             nl.attribute(_TARGET_INFO, info),
         ),
     )
-    rule = family_header(_NFPROTO_INET) + b"".join((
+    rule = family_header(family) + b"".join((
         nl.attribute(_RULE_TABLE, table.encode() + b"\0"),
         nl.attribute(_RULE_CHAIN, chain.encode() + b"\0"),
         nl.nested(_RULE_EXPRESSIONS, target),
     ))  # fmt: skip
     kind = NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_NEWRULE
-    _transaction([(kind, nl.NLM_F_CREATE | _NLM_F_APPEND, rule)])
+    _transaction([(kind, nl.NLM_F_CREATE, rule)])
 
 
 def _transaction(messages: Sequence[tuple[int, int, bytes]]) -> None:
