@@ -182,7 +182,10 @@ class Executor:
         self._tap.prompt(command.inside, command.local)
 
     async def _reinject(self, command: c.Reinject) -> None:
-        self._tap.reinject(self._present(command.conn_ids))
+        entries = [e for e in self._present(command.conn_ids) if e.wire_out is not None]
+        self._tap.reinject(entries)
+        for entry in entries if command.wake else ():
+            self._tap.prompt(entry.inside, entry.local)
 
     async def _guard(self, command: c.Guard) -> None:
         self._tap.guard(command.conn_ids)

@@ -169,7 +169,7 @@ class Announcer:
             self._reply(peer, change)
             self._again_in(peer, change)
         if opened:
-            self.world.emit(Reinject(tuple(b.conn_id for b in opened)))
+            self.world.emit(Reinject(tuple(b.conn_id for b in opened), wake=not reply))
 
     def _members(self, change: OurChange) -> list[Binding]:
         """Connections that are to be moved; none for a preparation."""

@@ -109,9 +109,15 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Reinject:
-    """Send the held segments of these connections on their present wire flow."""
+    """Send the held segments of these connections on their present wire flow.
+
+    wake  then make our end speak: a far end that could send nothing looks again at the next
+          ACK.  Not while the far end still sends elsewhere: its answer would be lost, and
+          it gives no second one for a while (Linux: half a second).
+    """
 
     conn_ids: tuple[str, ...]
+    wake: bool = True
 
 
 @dataclass(frozen=True, slots=True)

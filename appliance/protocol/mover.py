@@ -235,7 +235,7 @@ class OurMoves:
             if peer is not None:
                 self.announcer.start(peer, old_addr, new, ports, Purpose.MOVE)
         if opened:
-            world.emit(Reinject(tuple(b.conn_id for b in opened)))
+            world.emit(Reinject(tuple(b.conn_id for b in opened), wake=False))
 
     # prepared addresses
 

@@ -106,9 +106,13 @@ class Node:
             self.table.apply(entries)
             self.tap.update(entries)
 
-    def reinject(self, *entries: Entry) -> int:
+    def reinject(self, *entries: Entry, wake: bool = True) -> int:
+        """As the command of that name does it."""
         with self.machine.entered():
-            return self.tap.reinject(entries)
+            sent = self.tap.reinject(entries)
+            for each in entries if wake else ():
+                self.tap.prompt(each.inside, each.local)
+            return sent
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def test_a_gateway_moves_and_either_end_may_speak_first(lab: Lab, first: str) ->
         began = time.monotonic()
         opened = entry(1, birth, [wire], wire, inside=known.inside)
         home.apply(opened)
-        home.reinject(opened)
+        home.reinject(opened, wake=False)
         server.apply(entry(1, far, [seen], seen, inside_opened=False))
         if first == "laptop":
             assert receive(stream.far, b"held", began + 1) - began < SOON

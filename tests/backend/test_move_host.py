@@ -53,7 +53,7 @@ class Move:
         self.bob.apply(entry(1, self.far, [seen], self.far, inside_opened=False))
         opened = entry(1, self.near, [wire], wire)
         self.alice.apply(opened)
-        self.alice.reinject(opened)
+        self.alice.reinject(opened, wake=False)
         there_ = self.bobs(seen)
         self.bob.apply(there_)
         self.bob.reinject(there_)

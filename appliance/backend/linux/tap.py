@@ -131,9 +131,6 @@ class LogTap:
     def reinject(self, entries: Sequence[Entry]) -> int:
         """Send what is kept of these connections on their present wire flow, cut to its
         path's MTU and with fresh checksums; how many packets left.
-
-        Also wakes the far end: data that a stack could not send at all (there was no
-        route, no address) waits for a timer, or for the next ACK.
         """
         self.read()  # what was copied a moment ago belongs to it
         sent = 0
@@ -149,10 +146,6 @@ class LogTap:
                 fresh = self._stamps.freshen(entry.conn_id, segment)
                 for packet in seg.retarget(fresh, wire, mtu):
                     sent += inject.send(self._raw, packet, wire.local.addr, wire.remote.addr)
-        for entry in entries:
-            if entry.wire_out is not None:
-                # Our end's ACK makes the far end look at what it could not send.
-                self.prompt(entry.inside, entry.local)
         return sent
 
     def prompt(self, inside: Flow, local: bool) -> None:

@@ -114,10 +114,7 @@ class PfTap:
         return {conn: count for conn, count in counts.items() if count}
 
     def reinject(self, entries: Sequence[Entry]) -> int:
-        """Send what is held on the present wire flow, translated here; how many left.
-
-        Our end is then asked for an ACK, which wakes a far end that waits for a timer.
-        """
+        """Send what is held on the present wire flow, translated here; how many left."""
         self.read()  # what was diverted a moment ago belongs to it
         sent = 0
         for entry in entries:
@@ -128,9 +125,6 @@ class PfTap:
             for held in self._store.take([entry.inside], self._clock()):
                 for packet in seg.retarget(held, wire, MTU):
                     sent += sock.send(packet, output_name(wire.version))
-        for entry in entries:
-            if entry.wire_out is not None:
-                self.prompt(entry.inside, entry.local)
         return sent
 
     def prompt(self, inside: Flow, local: bool) -> None:
