@@ -112,6 +112,8 @@ def read_pair(text: str) -> Pair:
         payload = base64.b64decode(body, validate=True)
     except ValueError:
         raise _damaged() from None
+    if base64.b64encode(payload) != body.encode():
+        raise _damaged()  # bits that say nothing were set (RFC 4648, 3.5)
     if not hmac.compare_digest(_checksum(payload).encode(), checksum.encode()):
         raise _damaged()
     try:

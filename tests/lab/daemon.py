@@ -208,7 +208,7 @@ class Daemon:
 
     def _connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(10)
+        sock.settimeout(30)
         try:
             sock.connect(str(self.control))
         except OSError as error:
@@ -243,7 +243,7 @@ class Daemon:
 
     # -- waiting -----------------------------------------------------------------------
 
-    def wait_until(self, what: str, ready: Callable[[Daemon], Any], timeout: float = 20) -> Any:
+    def wait_until(self, what: str, ready: Callable[[Daemon], Any], timeout: float = 40) -> Any:
         """Ask until ``ready(self)`` is true; its value.  ``what`` names it in the error.
 
         A daemon that is being restarted counts as not ready.
@@ -274,11 +274,11 @@ class Daemon:
         counts = self.ctl("status")["connections"]
         return sum(int(counts[state]) for state in ("bound", "held", "redirected"))
 
-    def wait_released(self, timeout: float = 20) -> None:
+    def wait_released(self, timeout: float = 40) -> None:
         """Until no connection is bound any more."""
         self.wait_until("nothing bound", lambda d: not d.count_bound(), timeout)
 
-    def wait_moved(self, moves: int, timeout: float = 20) -> list[dict[str, Any]]:
+    def wait_moved(self, moves: int, timeout: float = 40) -> list[dict[str, Any]]:
         """Until every bound connection has moved ``moves`` times and flows again."""
 
         def settled(daemon: Daemon) -> list[dict[str, Any]]:

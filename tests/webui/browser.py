@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Playwright, ViewportSize
+from playwright.sync_api import Browser, Page, Playwright, ViewportSize, expect
 
 CHROMIUM = "/usr/bin/chromium"
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "out" / "screenshots"
@@ -26,6 +26,9 @@ SIZES: dict[str, ViewportSize] = {
     "phone": {"width": 360, "height": 740},
     "desktop": {"width": 1280, "height": 800},
 }
+
+
+expect.set_options(timeout=20_000)  # milliseconds; CI is busy
 
 
 def launch(playwright: Playwright) -> Browser:
@@ -61,7 +64,7 @@ def window(
         timezone_id="Asia/Tokyo",
     )
     page = context.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(60_000)
     try:
         yield page
     finally:
