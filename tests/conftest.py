@@ -9,9 +9,14 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.lab import kernel
 from tests.lab.net import Lab
+
+# How long an example takes says how loaded this machine is, and nothing of the code.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("here")
 
 
 def _machine_state() -> dict[str, str]:
