@@ -22,6 +22,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -216,6 +217,11 @@ class Guest:
             self._control.close()
             self._control = None
         if self._child is not None:
+            if self._child.isalive():
+                # At once: QEMU would still write what it holds on any other signal.
+                self._child.kill(signal.SIGKILL)
+                with contextlib.suppress(pexpect.ExceptionPexpect):
+                    self._child.wait()
             self._child.close(force=True)
             self._child = None
         self._control_path.unlink(missing_ok=True)

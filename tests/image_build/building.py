@@ -145,6 +145,14 @@ def living(group: int) -> list[str]:
     return found
 
 
+def wait_until_gone(group: int) -> None:
+    """A process that was killed may need a moment to be gone on a busy machine."""
+    deadline = time.monotonic() + 60
+    while rest := living(group):
+        assert time.monotonic() < deadline, rest
+        time.sleep(0.02)
+
+
 def package(folder: Path, name: str, *depends: str) -> None:
     """An OpenBSD package with nothing in it but its packing list."""
     text = f"@name {name}\n" + "".join(f"@depend x/{d}:{d}-*:{d}\n" for d in depends)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .building import DEBIAN_STEPS, Bench, living, wait_until
+from .building import DEBIAN_STEPS, Bench, wait_until, wait_until_gone
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_debian_build_that_is_stopped_leaves_no_image_and_no_process(
     assert build.returncode == (130 if number == signal.SIGINT else 143)
     assert "kept" in said.splitlines()[-1]
     assert bench.left() == []
-    assert living(group) == []
+    wait_until_gone(group)
 
 
 def test_a_stopped_build_goes_on_where_it_stood(bench: Bench) -> None:
@@ -84,7 +84,7 @@ def test_an_openbsd_build_that_is_stopped_leaves_no_image_and_no_process(
     _, said = build.communicate(timeout=120)
     assert build.returncode == 128 + number, said
     assert bench.left() == []
-    assert living(group) == []
+    wait_until_gone(group)
 
 
 @contextmanager
