@@ -66,9 +66,17 @@ class Entry:
     def from_json(cls, row: dict[str, Any]) -> Entry:
         """The inverse of :meth:`to_json`; ValueError or KeyError on anything else."""
         conn_id = str(row["conn_id"])
-        if len(conn_id) != 32 or not all(c in "0123456789abcdef" for c in conn_id):
+        if len(conn_id) != 32 or conn_id.strip("0123456789abcdef"):
             raise ValueError(f"{conn_id!r} is not a connection ID")
-        wires = tuple(Flow.parse(w) for w in row["wires"])
+        read: dict[str, Flow] = {}  # most of an entry's flows are the same
+
+        def flow(text: str) -> Flow:
+            found = read.get(text)
+            if found is None:
+                found = read[text] = Flow.parse(text)
+            return found
+
+        wires = tuple(map(flow, row["wires"]))
         if not wires:
             raise ValueError(f"connection {conn_id} lets no wire flow in")
         path = row["path"]
@@ -77,12 +85,12 @@ class Entry:
         out = row["wire_out"]
         return cls(
             conn_id=conn_id,
-            birth=Flow.parse(row["birth"]),
-            inside=Flow.parse(row["inside"]),
+            birth=flow(row["birth"]),
+            inside=flow(row["inside"]),
             local=bool(row["local"]),
             inside_opened=bool(row["inside_opened"]),
             wires=wires,
-            wire_out=None if out is None else Flow.parse(out),
-            stale=tuple(Flow.parse(s) for s in row["stale"]),
+            wire_out=None if out is None else flow(out),
+            stale=tuple(flow(s) for s in row["stale"]),
             path=path,
         )

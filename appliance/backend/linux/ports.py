@@ -48,8 +48,9 @@ class Ports:
     def reserve(self, wanted: Mapping[str, Flow]) -> dict[str, Flow | None]:
         """What each connection got: its own port when it is free, else another one."""
         got = {conn: self._reserve(conn, flow) for conn, flow in wanted.items()}
-        log.debug("reserve %s got %s", {c: str(f) for c, f in wanted.items()},
-                  {c: str(f) for c, f in got.items()})  # fmt: skip
+        if log.isEnabledFor(logging.DEBUG):  # thousands of flows as text cost more than ports
+            log.debug("reserve %s got %s", {c: str(f) for c, f in wanted.items()},
+                      {c: str(f) for c, f in got.items()})  # fmt: skip
         return got
 
     def release(self, conn_ids: list[str]) -> None:
