@@ -14,10 +14,12 @@ from appliance.packet.filter import Facts, check_filter, compile_filter
 from appliance.packet.packet import Packet
 from appliance.rewrite.rewriter import Rewriter
 from appliance.rewrite.table import Verdict
+from appliance.rewrite.tcp_ao_flow import REFUSED
 from tests.packet.samples import PACKETS
 from tests.rewrite.packets import entry
 from tests.rewrite.test_exceptional import SEEDS
 from tests.rewrite.test_rewriter import BIRTH, BIRTH6, WIRE, WIRE6
+from tests.rewrite.test_tcp_ao import pair
 
 Target = Callable[[bytes], None]
 
@@ -151,6 +153,21 @@ _QUEUED = [
     + b"\1" * 40,
 ]
 
+def tcp_ao(data: bytes) -> None:
+    """The first byte chooses the kind of checksum, the rest is a packet."""
+    near, far = pair()
+    raw = data[1:]
+    partial = bool(data and data[0] & 1)
+    buf = bytearray(64) + raw
+    assert far.verify(buf, 64, len(raw), partial) == REFUSED
+    assert buf[64:] == raw
+    offset = near.protect(buf, 64, len(raw), partial)
+    if offset == REFUSED:
+        assert buf[64:] == raw
+        return
+    assert far.verify(buf, offset, len(buf) - offset, partial) != REFUSED
+
+
 TARGETS: dict[str, tuple[Target, Sequence[bytes]]] = {
     "rewriter": (rewriter, [bytes((i,)) + seed for i in (0, 1) for seed in SEEDS]),
     "packet": (packet, list(PACKETS.values())),
@@ -164,4 +181,5 @@ TARGETS: dict[str, tuple[Target, Sequence[bytes]]] = {
     "matching": (matching, list(PACKETS.values())),
     "frames": (frames, [b"\1" + bytes(16) + PACKETS["tcp"]]),
     "nfqueue": (nfqueue, _QUEUED),
+    "tcp_ao": (tcp_ao, [bytes((i,)) + seed for i in (0, 1) for seed in SEEDS]),
 }

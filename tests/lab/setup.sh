@@ -18,6 +18,7 @@ fi
 if [ "$what" = test ]; then
     packages+=(busybox dnsmasq-base fonts-dejavu-core)  # DHCP in the lab, readable screenshots
     packages+=(mandoc chromium conntrack)   # man page lint, the admin page's tests, checks
+    packages+=(tshark)   # what others make of our TCP-AO
 fi
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
