@@ -39,5 +39,7 @@ def _unicast(addr: Address) -> bool:
     if isinstance(addr, IPv4Address):
         return not any(addr in net for net in _NEVER)
     assert isinstance(addr, IPv6Address)
-    # embedded IPv4 would reach by a detour what is refused above
-    return addr.ipv4_mapped is None and addr.sixtofour is None and addr.teredo is None
+    # Embedded IPv4 would reach by a detour what is refused above; what is reserved holds
+    # IPv4-compatible addresses and the prefix of translators (64:ff9b::/96, RFC 6052).
+    embedded = addr.ipv4_mapped or addr.sixtofour or addr.teredo
+    return embedded is None and not addr.is_reserved

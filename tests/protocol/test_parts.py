@@ -147,6 +147,7 @@ LOCAL = (
         ("::1", TargetFault.NOT_UNICAST), ("ff02::1", TargetFault.NOT_UNICAST),
         ("fe80::1", TargetFault.NOT_UNICAST), ("::ffff:203.0.113.9", TargetFault.NOT_UNICAST),
         ("2002:cb00:7109::1", TargetFault.NOT_UNICAST), ("2001::1", TargetFault.NOT_UNICAST),
+        ("64:ff9b::10.0.0.7", TargetFault.NOT_UNICAST), ("::10.0.0.7", TargetFault.NOT_UNICAST),
     ],
 )  # fmt: skip
 def test_targets(addr: str, fault: TargetFault | None) -> None:
