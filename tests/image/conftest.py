@@ -8,6 +8,7 @@ here is collected.
     IMAGE_WORK        where the build keeps its finished steps (out/image-work)
     OPENBSD_RELEASE   directory with an OpenBSD release; without it those tests are
                       skipped, and counted
+    OPENBSD_PACKAGES  directory with its packages, if that is not where a mirror has it
 """
 
 from __future__ import annotations
@@ -46,6 +47,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"not run: {count} image tests: {reason}")
 
 
+def _packages(release: Path, version: str) -> Path:
+    """Where a mirror that holds ``release`` has its packages."""
+    for place in (release, release / version, release.parent):
+        if (place / "packages/amd64").is_dir():
+            return place / "packages/amd64"
+    pytest.fail(f"there are no packages/amd64 near {release}: name them with OPENBSD_PACKAGES=DIR")
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
     """``images("debian")``: an image, built once a session; steps are kept between runs."""
@@ -64,23 +73,27 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
         password = PASSWORD_HASH
         if system == "openbsd":
             source = os.environ.get("OPENBSD_RELEASE")
-            packages = os.environ.get("OPENBSD_PACKAGES")
-            if not source or not packages:
-                pytest.skip("no OpenBSD release at hand (OPENBSD_RELEASE, OPENBSD_PACKAGES)")
+            if not source:
+                pytest.skip("no OpenBSD release at hand (OPENBSD_RELEASE=DIR)")
             version = os.environ.get("OPENBSD_VERSION", "7.8")
+            packages = os.environ.get("OPENBSD_PACKAGES") or str(_packages(Path(source), version))
             specific = ["--release", source, "--packages", packages, "--version", version]
             password = PASSWORD_BCRYPT
             text = text.replace("eth", "vio")
         (folder / "password").write_text(password)
         (folder / "gateway.toml").write_text(text)
-        subprocess.run(
+        build = subprocess.Popen(
             [
                 sys.executable, ROOT / "image-build/build", system, *specific,
                 "--config", folder / "gateway.toml", "--settings", here / "redirectd.toml",
                 "--console-password", folder / "password", "--work", work, "-o", target,
             ],
-            check=True,
         )  # fmt: skip
+        try:
+            assert build.wait() == 0, f"the {system} image could not be built"
+        finally:
+            build.terminate()  # interrupted: it ends what it started
+            build.wait(60)
         return target
 
     yield image
