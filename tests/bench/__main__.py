@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from tests.lab.kernel import LabError
 
-from . import common, gap, idle, recover, rewrite, stream, thousand, throughput, watching
+from . import common, gap, idle, integrity, recover, rewrite, stream, thousand, throughput, watching
 
 BENCHES = {
     "gap": gap,
@@ -22,6 +22,7 @@ BENCHES = {
     "thousand": thousand,
     "idle": idle,
     "rewrite": rewrite,
+    "integrity": integrity,
     "stream": stream,
     "watching": watching,
 }
