@@ -96,7 +96,8 @@ def _root() -> Iterator[Member]:
         for path in sorted(folder.glob("*.rc")):
             name = f"etc/rc.d/{path.stem}"
             if name not in names:
-                yield Member(f"redirectd/root/{name}", path.read_bytes(), 0o755)
+                script = path.read_bytes().replace(b"@PREFIX@", b"/usr/local")
+                yield Member(f"redirectd/root/{name}", script, 0o755)
 
 
 def _mode(path: Path) -> int:
