@@ -185,6 +185,7 @@ def test_a_worker_that_dies_is_started_again_with_all_it_must_know(both: Both) -
     assert both.process.channels() == []
     assert both.told_by(lambda: both.table.apply([MOVED])) == ["rules ab>192.0.2.2:divert"]
     assert both.wait() != pid
+    both.table.apply([MOVED])  # it has answered, so it has begun
     both.table.apply([OTHER])  # asks nothing of it
     said = both.told_by(lambda: both.table.remove([OTHER.conn_id]))
     assert said == ["no rules"]
