@@ -144,6 +144,8 @@ def test_questions_are_answered_in_order_on_one_connection(path: Path) -> None:
          ("peer_introduce", ("n", ip_address("fd00::1"), 9))),
         ("peer.import", {"text": "t"}, ("peer_import", ("t", None))),
         ("connection.resend", {"conn": "efef"}, ("connection_resend", ("efef",))),
+        ("connection.path", {"conn": "efef", "path": "divert"},
+         ("connection_path", ("efef", "divert"))),
         ("connection.drop", {"conn": "efef"}, ("connection_drop", ("efef",))),
         ("move", {"to": "192.0.2.1"}, ("move", (ip_address("192.0.2.1"), None))),
         ("move", {"to": "192.0.2.1", "from": "192.0.2.2"},
@@ -194,6 +196,7 @@ BAD = [
     (b'{"id": 1, "do": "move", "args": {"to": "home"}}', "IPv4 or IPv6"),
     (b'{"id": 1, "do": "move", "args": {"to": 1}}', "IPv4 or IPv6"),
     (b'{"id": 1, "do": "move"}', "to is missing"),
+    (b'{"id": 1, "do": "connection.path", "args": {"conn": "a", "path": "tun"}}', "kernel, divert"),
     (b'{"id": 1, "do": "peer.introduce", "args": {"name": "a", "port": 0}}', "from 1 to 65535"),
     (b'{"id": 1, "do": "peer.import", "args": {"text": "' + b"x" * 70000 + b'"}}', "65536"),
 ]

@@ -26,7 +26,7 @@ from .ipc import EngineLink, Message, ProtocolError, WorkerLink
 log = logging.getLogger("redirectd.parent")
 
 FIRST_PAUSE, MOST_PAUSE, CALM = 0.05, 30.0, 60.0  # seconds, as in parent.Restarts
-STUCK = 10.0  # seconds without an answer
+STUCK = 3.0  # seconds without an answer
 
 
 class Queue(Protocol):

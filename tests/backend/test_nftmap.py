@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.rewrite.flow import Flow
-from appliance.rewrite.redirect import Entry
+from appliance.rewrite.redirect import DataPath, Entry
 from pfconf import nft
 from pfconf.nftmap import Elements, entry_elements, fields_between, pack, unpack
 from pfconf.nfttable import CollisionError, Delta, ElementTable
@@ -21,6 +22,7 @@ from .test_differential import random_entries, universe
 BIRTH = Flow.of("198.51.100.7", 1000, "192.0.2.9", 22)
 WIRE = at(BIRTH, "203.0.113.7")
 INSIDE = at(BIRTH, "192.168.7.20", 5000)
+PATHS: tuple[DataPath, ...] = ("kernel", "divert")
 
 
 def change(table: ElementTable, put: Iterable[Entry] = (), remove: Iterable[str] = ()) -> Delta:
@@ -50,7 +52,9 @@ def test_changes_lead_where_a_fresh_start_leads(seed: int, version: int) -> None
     rng = random.Random(seed)
     table, kernel = ElementTable(), dict[tuple[str, bytes], str | bytes]()
     for _ in range(4):
-        wanted = random_entries(rng, version, 12)
+        wanted = [
+            replace(entry, path=rng.choice(PATHS)) for entry in random_entries(rng, version, 12)
+        ]
         gone = set(table.connections()) - {e.conn_id for e in wanted}
         carry_out(kernel, change(table, wanted, gone))
         carry_out(kernel, observe(table, rng.sample(universe(version), 3)))
@@ -137,8 +141,38 @@ def test_fields_are_those_that_differ(seed: int, version: int) -> None:
     assert list(fields_between(pack(*one), pack(*two))) == wanted
 
 
-def test_every_verdict_names_a_chain_of_the_rules() -> None:
-    text = nft.ruleset(nft.Settings())
+def test_on_the_divert_path_a_worker_translates_and_nothing_else_differs() -> None:
+    for each in (
+        entry(1, BIRTH, [WIRE, BIRTH], WIRE),
+        entry(1, BIRTH, [WIRE], WIRE, inside=INSIDE),
+        entry(1, BIRTH, [WIRE], None, inside=INSIDE, stale=[BIRTH]),
+    ):
+        kernel = entry_elements(each)
+        divert = entry_elements(replace(each, path="divert"))
+        hooks = ("in_", "out_", "post_")
+        same = {k: v for k, v in kernel.items() if not (k[0].startswith(hooks) and v != "drop")}
+        assert same.items() <= divert.items()
+        for (table, packet), value in kernel.items():
+            if table.endswith("_go") and str(value).startswith(hooks):
+                assert divert[table, packet] == f"{table.removesuffix('_go')}_queue"
+        assert {k for k in divert if k[0] == "sent"} == {
+            ("sent", pack(*out)) for out in [each.wire_out] if out is not None
+        }
+
+
+def test_a_diverted_packet_that_keeps_its_addresses_is_not_routed_anew() -> None:
+    """So the one that has no route but the last must not pass (see the chain)."""
+    go = "out_go", pack(*BIRTH)
+    moved = replace(entry(1, BIRTH, [WIRE], WIRE), path="divert")
+    home = replace(entry(1, BIRTH, [BIRTH], BIRTH), path="divert")
+    assert entry_elements(moved)[go] == "out_queue"
+    assert entry_elements(home)[go] == "out_queue_same"
+    assert entry_elements(home, observed=True)[go] == "out_queue_same_seen"
+
+
+@pytest.mark.parametrize("queueing", ["nft", "xt"])
+def test_every_verdict_names_a_chain_of_the_rules(queueing: nft.Queueing) -> None:
+    text = nft.ruleset(nft.Settings(), queueing=queueing)
     rng = random.Random(1)
     inside = [entry(1, BIRTH, [WIRE], WIRE, inside=INSIDE), entry(2, BIRTH, [WIRE], None)]
     entries: list[Entry] = [*inside, *random_entries(rng, 4, 30)]
@@ -146,7 +180,8 @@ def test_every_verdict_names_a_chain_of_the_rules() -> None:
         value
         for each in entries
         for observed in (False, True)
-        for value in entry_elements(each, observed).values()
+        for path in PATHS
+        for value in entry_elements(replace(each, path=path), observed).values()
         if isinstance(value, str) and value != "drop"
     }
     assert verdicts

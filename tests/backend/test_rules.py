@@ -25,7 +25,8 @@ def test_the_rules_load_again_and_again_and_go_without_trace(lab: Lab, routed: b
     host.nft(USER)
     before = host.ruleset()
     for _ in range(2):
-        host.run(["nft", "-f", "-"], text=nft.ruleset(nft.Settings(), routed=routed))
+        script = nft.ruleset(nft.Settings(), routed=routed, queueing="xt")
+        host.run(["nft", "-f", "-"], text=script)
     assert "redirectd" in host.ruleset()
     for _ in range(2):
         host.run(["nft", "-f", "-"], text=nft.removal(nft.Settings()))

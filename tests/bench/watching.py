@@ -92,10 +92,15 @@ def _handover(p: Pair, mover: Daemon, moves: int) -> float:
 
 
 def run(n: int) -> Iterator[Result]:
+    for path in ("kernel", "divert"):
+        yield from _case(path, n)
+
+
+def _case(path: str, n: int) -> Iterator[Result]:
     throughput: dict[bool, list[float]] = {True: [], False: []}
     handover: dict[bool, list[float]] = {True: [], False: []}
     with Lab() as lab:
-        p = pair(lab, gateway=True, rtt_ms=None)
+        p = pair(lab, gateway=True, rtt_ms=None, rule=[{"path": path}])
         assert p.daemons is not None
         mover = p.daemons[0]
         watcher = Watcher(open_page(lab, mover))
@@ -116,12 +121,12 @@ def run(n: int) -> Iterator[Result]:
     rate = {watched: quantile(found, 0.5) for watched, found in throughput.items()}
     ratio = quantile([a / b for a, b in zip(*throughput.values(), strict=True)], 0.5)
     yield Result(
-        "watching", f"gateway: {rate[False]:,.0f} → {rate[True]:,.0f} Mbit/s", f"{ratio:.2f}",
-        f"≥ {1 / ALLOWED:.2f}", ratio >= 1 / ALLOWED, throughput[True],
+        "watching", f"gateway, {path}: {rate[False]:,.0f} → {rate[True]:,.0f} Mbit/s",
+        f"{ratio:.2f}", f"≥ {1 / ALLOWED:.2f}", ratio >= 1 / ALLOWED, throughput[True],
     )  # fmt: skip
     alone, seen = (quantile(handover[watched], 0.5) for watched in (False, True))
     yield Result(
-        "watching", f"handover, alone {spread(handover[False])} ms",
+        "watching", f"handover, {path}, alone {spread(handover[False])} ms",
         f"{spread(handover[True])} ms", f"≤ {ALLOWED * alone:.1f} ms (× {ALLOWED})",
         seen <= ALLOWED * alone, handover[True],
     )  # fmt: skip

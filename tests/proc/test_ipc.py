@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from appliance.backend.api import BackendError
 from appliance.proc.ipc import HEADER, EngineLink, Message, ParentLink, ProtocolError, unpack_header
-from appliance.proc.parent import Servant
+from appliance.proc.servant import Servant
 from appliance.rewrite.flow import Flow
 from appliance.rewrite.redirect import Entry
 

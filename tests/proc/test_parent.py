@@ -211,6 +211,46 @@ def test_a_goodbye_that_nobody_asked_for_ends_nothing(daemon: Watched) -> None:
     assert daemon.table.kept is True
 
 
+def test_a_configuration_is_read_again_and_only_a_good_one_counts(
+    daemon: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = daemon.config.source
+    assert file is not None
+    good = file.read_text()
+
+    def engine(config: Config, inherited: Inherited) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        starts(inherited)
+        daemon.tell(f"{config.long_lived_after},{config.port},{inherited.fresh}")
+        if len(daemon.lines) == 3:
+            die()
+        signal.sigwait([signal.SIGTERM])
+        say(inherited, (Message.BYE, {"keep": True}))
+
+    def steps() -> None:
+        daemon.wait(1)
+        file.write_text("what?")
+        os.kill(os.getpid(), signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while "stays as it was" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.005)
+        for number, after in ((2, 5), (3, 6)):
+            text = good.replace("port = 47870", "port = 47871")
+            file.write_text(f"long-lived-after = {after}\n{text}")
+            os.kill(os.getpid(), signal.SIGHUP)
+            daemon.wait(number)
+        daemon.wait(4)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=steps, daemon=True).start()
+    assert daemon.run(engine) == 0
+    port = daemon.config.port
+    assert daemon.lines == [
+        f"10.0,{port},True", f"5.0,{port},True", f"6.0,{port},True", f"6.0,{port},False",
+    ]  # fmt: skip
+    assert "port: only a new start changes that" in caplog.text
+
+
 def test_a_port_in_use_is_said_at_once_or_waited_for(
     daemon: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:

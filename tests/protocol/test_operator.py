@@ -107,6 +107,31 @@ def test_what_is_not_there_is_refused_by_name() -> None:
         core.move(ip_address("192.0.2.9"), None, net.now)
 
 
+def test_a_path_is_chosen_by_the_operator_until_the_rules_choose_again() -> None:
+    net = Net()
+    a, b, birth = pair(net)
+    core = b.core
+    assert core
+    conn_id = b.entry_of(birth).conn_id  # type: ignore[union-attr]
+    core.choose_path(conn_id, "divert", net.now)
+    b.drain()
+    assert core.connections()[0].path == "divert"
+    assert b.entry_of(birth).path == "divert"  # type: ignore[union-attr]
+    (kept,) = b.disk_bindings.values()
+    assert kept.entry.path == "divert"
+    b.readdress("192.0.2.7")
+    net.run(1)
+    assert b.entry_of(birth).path == "divert"  # type: ignore[union-attr]
+    core.choose_path(conn_id, "divert", net.now)
+    assert core.poll() == [], "nothing to do"
+    core.choose_paths(net.now)
+    b.drain()
+    assert core.connections()[0].path == "kernel"
+    with pytest.raises(Refused, match="no connection"):
+        core.choose_path("00" * 16, "kernel", net.now)
+    talk(a, birth.reversed(), b)
+
+
 def test_a_change_is_sent_again_on_request() -> None:
     net = Net()
     a, b, birth = pair(net)

@@ -66,7 +66,7 @@ class NftTable:
         fresh.commit(fresh.plan_observe(self._elements.observed))
         fresh.commit(_checked(lambda: fresh.plan(entries)))
         self._routed = self._must_route(entries)
-        self._queueing = _queueing_for(entries)
+        self._queueing = self._queueing_for(entries)
         self._load(fresh)
         self._elements = fresh
 
@@ -75,7 +75,7 @@ class NftTable:
         plan = _checked(lambda: self._elements.plan(entries))
         more = self._queueing is None and any(entry.path == "divert" for entry in entries)
         if more:
-            self._queueing = _queueing_for(entries)
+            self._queueing = self._queueing_for(entries)
         new = any(entry.conn_id not in self._elements for entry in entries)
         if new and not self._routed and self._must_route(entries):
             self._routed = more = True
@@ -190,6 +190,13 @@ class NftTable:
             if Path(f"/proc/net/{name}").exists()
         )
 
+    def _queueing_for(self, entries: Iterable[Entry]) -> text.Queueing | None:
+        """How packets get to the packet worker, if any must; BackendError if they can't."""
+        if not any(entry.path == "divert" for entry in entries):
+            return None
+        queue_rules.check(self._settings.queue)
+        return queue_rules.probe()
+
     def _reload(self) -> None:
         """Somebody flushed or edited our table: put all of it back in one step."""
         log.warning("the nftables table %s was changed by others", self._settings.table)
@@ -244,11 +251,6 @@ class NftTable:
                     if failed:
                         raise nl.NetlinkError(f"nftables table {self._settings.table}", failed)
                     return
-
-
-def _queueing_for(entries: Iterable[Entry]) -> text.Queueing | None:
-    """How packets get to the packet worker, if any must; BackendError if they can't."""
-    return queue_rules.probe() if any(entry.path == "divert" for entry in entries) else None
 
 
 def _checked(action: Callable[[], _T]) -> _T:

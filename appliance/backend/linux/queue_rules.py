@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Final
 
 from pfconf.nft import Queueing
@@ -39,8 +40,9 @@ def probe() -> Queueing:
     return "nft"
 
 
+@cache
 def check(number: int) -> None:
-    """BackendError when this kernel can't queue at all."""
+    """BackendError when this kernel can't queue at all; it is asked once."""
     table = "redirectd_probe"
     install(table, number, "", {"q": False})
     remove(table)
