@@ -1,52 +1,36 @@
-"""What attackers have: a tap on the wire, packets under any source, a daemon turned wicked.
+"""What attackers have on the network: a tap on the wire, packets under any source.
 
 Tap       hears everything on one machine's cable
 Forger    sends IP packets that say whatever it likes, from the middle of the network
-Wicked    a peer with real keys and a real socket that says what it pleases
 Flood     datagrams from thousands of sources, frame by frame onto a switch
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import os
-import re
 import select
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 import dpkt
 
-from appliance.introduction import read_pair
-from appliance.proc import udp
-from appliance.protocol import commands as c
-from appliance.protocol.contact import FirstContact
-from appliance.protocol.core import Core
-from appliance.protocol.frames import Frame, Kind, encode_frame
-from appliance.protocol.inputs import Connection, LocalAddress, Paths, Segment
-from appliance.protocol.links import Origin
+from appliance.protocol.frames import Kind
 from appliance.protocol.message import Type
-from appliance.protocol.peer import Peer
-from appliance.protocol.records import PeerRecord
-from appliance.protocol.settings import CoreSettings, Rule, Rules
-from appliance.rewrite.flow import Endpoint, Flow
+from appliance.rewrite.flow import Endpoint
 from tests.lab import kernel
-from tests.lab.daemon import Daemon
 from tests.lab.host import Host
 from tests.lab.net import Lab
 
 PORT = 4787
 ETH_ALL = 3
-_EXPIRES = re.compile(r', "expires": \d+')
-_numbers = itertools.count(1)
+RST, SYN, ACK, PSH = dpkt.tcp.TH_RST, dpkt.tcp.TH_SYN, dpkt.tcp.TH_ACK, dpkt.tcp.TH_PUSH
+FIN = dpkt.tcp.TH_FIN
 PATIENCE = 20.0  # seconds after which something awaited counts as never happening
 
 
@@ -78,7 +62,7 @@ class TcpPacket(NamedTuple):
 Packet = Datagram | TcpPacket
 
 
-def _parse(frame: bytes) -> Packet | None:
+def parse_packet(frame: bytes) -> Packet | None:
     """What is in an Ethernet frame; None: neither UDP nor TCP."""
     try:
         ip = dpkt.ethernet.Ethernet(frame).data
@@ -126,7 +110,7 @@ class Tap:
             ready, _, _ = select.select([self._sock.fileno(), self._end], [], [])
             if self._end in ready:
                 return
-            packet = _parse(self._sock.recv(65535))
+            packet = parse_packet(self._sock.recv(65535))
             if packet is not None:
                 with self._news:
                     self.seen.append(packet)
@@ -192,10 +176,15 @@ class Forger:
 
     def __init__(self, lab: Lab) -> None:
         with kernel.entered(lab.core):
-            self._sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+            # both take whole packets, headers included: raw(7), ipv6(7)
+            self._sockets = {
+                4: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW),
+                6: socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW),
+            }
 
     def close(self) -> None:
-        self._sock.close()
+        for sock in self._sockets.values():
+            sock.close()
 
     def datagram(self, packet: Datagram) -> None:
         inner = dpkt.udp.UDP(sport=packet.source.port, dport=packet.target.port, data=packet.data)
@@ -218,171 +207,17 @@ class Forger:
         self._send(source, target, inner, dpkt.ip.IP_PROTO_TCP)
 
     def _send(self, source: Endpoint, target: Endpoint, inner: Any, protocol: int) -> None:
-        packet = dpkt.ip.IP(src=source.addr.packed, dst=target.addr.packed, p=protocol, data=inner)
-        packet.len = len(packet)
-        self._sock.sendto(bytes(packet), (str(target.addr), 0))
-
-
-# -- a daemon turned wicked
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """What the victim said within the session."""
-
-    number: int
-    frame: Frame
-    origin: Origin
-
-
-class Wicked:
-    """A peer with keys, a session and (if it opened one) a connection; it says what it pleases.
-
-    The protocol core is the real one, so that whatever it does not do on its own behalf is
-    right; the packet path is none.
-    """
-
-    def __init__(
-        self,
-        host: Host,
-        victim: Daemon | None = None,
-        *,
-        victim_addr: str | None = None,
-        contact: FirstContact | None = None,
-        listen: int = PORT,
-    ) -> None:
-        """victim: who gets keys for us; without it we know nobody.  listen: our UDP port"""
-        self.host = host
-        self.addr = ip_address(host.address())
-        self.heard: list[Heard] = []
-        self.flows: tuple[Flow, ...] = ()
-        peers: list[PeerRecord] = []
-        if victim is not None:
-            made = victim.ctl("peer.introduce", name=f"wicked-{next(_numbers)}")
-            where = victim_addr or victim.host.address()
-            record = read_pair(made["text"]).record
-            peers = [replace(record, name="victim", addresses=(where,), port=PORT)]
-            self.peer_id = record.peer_id
-        rules = Rules(default=Rule(after=0.0))
-        self.core = Core(
-            CoreSettings(port=PORT, long_lived_after=rules.after, path_for=rules.path),
-            peers, [], os.urandom(16).hex(),
-            rng=os.urandom, now=time.time(), first_contact=contact,
-        )  # fmt: skip
-        with host.entered():
-            self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self.sock.setsockopt(socket.IPPROTO_IP, udp.IP_PKTINFO, 1)
-            self.sock.bind((str(self.addr), listen))
-            self.sock.setblocking(False)
-            self.sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_ALL))
-            self.sniffer.setblocking(False)
-        for kind, handler in list(self.core.links.handlers.items()):
-            self.core.links.handlers[kind] = self._listening(handler)
-        source = {ip_address(w): self.addr for r in peers for w in r.addresses}
-        paths = Paths((LocalAddress(self.addr, "eth0", 24, True),), source)
-        self.core.paths_changed(paths, time.time())
-        self._drain()
-
-    def _listening(self, handler: Callable[..., None]) -> Callable[..., None]:
-        def hear(peer: Peer, number: int, frame: Frame, origin: Origin) -> None:
-            self.heard.append(Heard(number, frame, origin))
-            handler(peer, number, frame, origin)
-
-        return hear
-
-    def close(self) -> None:
-        self.sock.close()
-        self.sniffer.close()
-
-    # -- life
-
-    def pump(self, until: Callable[[], Any] = lambda: False, timeout: float = PATIENCE) -> bool:
-        """Live as a daemon does until something is so; False: it never was."""
-        deadline = time.monotonic() + timeout
-        while not until():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return False
-            due = self.core.next_timer()
-            wait = min(left, 0.05, max(0.0, (due or 1e18) - time.time()))
-            select.select([self.sock, self.sniffer], [], [], wait)
-            for data, remote, local in udp.receive(self.sock):
-                self.core.receive_datagram(data, remote, local, time.time())
-            self._sniff()
-            self.core.handle_timer(time.time())
-            self._drain()
-        return True
-
-    def _sniff(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                packet = _parse(self.sniffer.recv(65535))
-                if not isinstance(packet, TcpPacket) or packet.length or packet.flags & 7:
-                    continue
-                for flow in self.flows:
-                    ours = (packet.source, packet.target) == tuple(flow)
-                    if ours or (packet.target, packet.source) == tuple(flow):
-                        seen = Segment(flow, "out" if ours else "in", packet.seq, packet.ack)
-                        self.core.segment_seen(seen, time.time())
-
-    def _drain(self) -> None:
-        while commands := self.core.poll():
-            for command in commands:
-                if isinstance(command, c.Send):
-                    udp.send([self.sock], command.data, command.remote, command.source)
-                elif isinstance(command, c.Observe):
-                    self.flows = command.flows
-                elif isinstance(command, c.ReservePorts):
-                    self.core.ports_reserved(dict(command.wanted), time.time())
-
-    # -- what it does
-
-    @property
-    def peer(self) -> Peer:
-        """The victim, as we know it."""
-        return self.core.world.peers[self.peer_id]
-
-    def befriend(self) -> None:
-        """Bring a session up, as any peer may."""
-        self.core.links.want_session(self.peer)
-        self._drain()
-        assert self.pump(lambda: self.peer.session is not None), "no session"
-
-    def opened(self, flow: Flow) -> None:
-        """A connection of ours (with the victim, or claimed to be)."""
-        self.core.connection_opened(Connection(flow, flow, True, True, None), time.time())
-        self._drain()
-
-    def bind(self, flow: Flow) -> str:
-        """Have a connection of ours bound, honestly; its ID."""
-        self.opened(flow)
-        assert self.pump(lambda: self.core.world.table.born(flow)), self.core.connections()
-        binding = self.core.world.table.born(flow)
-        assert binding is not None
-        # so that our core never says anything about it again
-        self.pump(lambda: not self.peer.requests, 5)
-        return binding.conn_id
-
-    def seal(self, *frames: Frame, number: int = 0) -> bytes:
-        """A datagram of the session, with a counter of its own."""
-        assert self.peer.session is not None
-        return self.peer.session.seal(b"".join(encode_frame(number, f) for f in frames))
-
-    def say(self, *frames: Frame, number: int = 0, to: str | None = None) -> bytes:
-        """Say something to the victim over our own socket; what was sent."""
-        data = self.seal(*frames, number=number)
-        where = Endpoint(ip_address(to or self.peer.record.addresses[0]), PORT)
-        udp.send([self.sock], data, where, None)
-        return data
-
-    def answers(self, *kinds: type[Frame]) -> list[Heard]:
-        return [h for h in self.heard if isinstance(h.frame, kinds)]
-
-    def hears(self, *kinds: type[Frame], timeout: float = PATIENCE) -> Heard:
-        """The next frame of one of these kinds."""
-        before = len(self.answers(*kinds))
-        assert self.pump(lambda: len(self.answers(*kinds)) > before, timeout), f"no {kinds}"
-        return self.answers(*kinds)[before]
+        ends = {"src": source.addr.packed, "dst": target.addr.packed}
+        if target.addr.version == 4:
+            packet = dpkt.ip.IP(**ends, p=protocol, data=inner)
+            packet.len = len(packet)
+        else:
+            packet = dpkt.ip6.IP6(**ends, nxt=protocol, hlim=64, plen=len(inner), data=inner)
+        data = bytes(packet)
+        if protocol == dpkt.ip.IP_PROTO_UDP and not inner.sum:
+            inner.sum = 0xFFFF  # zero would mean that there is none (RFC 768)
+            data = data[: -len(inner)] + bytes(inner)
+        self._sockets[target.addr.version].sendto(data, (str(target.addr), 0))
 
 
 # -- a flood
@@ -402,7 +237,7 @@ class Flood:
         self._stop = threading.Event()
         with sender.entered():
             self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-            self._sock.bind((sender.interface().name, 0x0800))
+            self._sock.bind((sender.interface().name, 0))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.began = time.monotonic()
 
@@ -437,68 +272,38 @@ def _mac(host: Host) -> bytes:
 
 
 def _frames(sender: Host, target: Host, datagrams: Iterable[Datagram]) -> Iterator[bytes]:
-    head = _mac(target) + _mac(sender) + b"\x08\x00"
+    macs = _mac(target) + _mac(sender)
     for packet in datagrams:
-        # no UDP checksum (RFC 768: zero means none), so that a flood is quickly made
-        inner = struct.pack(
-            "!HHHH", packet.source.port, packet.target.port, 8 + len(packet.data), 0
-        )
-        ip = bytearray(
-            struct.pack(
-                "!BBHHHBBH4s4s", 0x45, 0, 28 + len(packet.data), 0, 0, 64, 17, 0,
-                packet.source.addr.packed, packet.target.addr.packed,
-            )
-        )  # fmt: skip
-        total = sum(struct.unpack("!10H", ip))
-        total = (total & 0xFFFF) + (total >> 16)
-        ip[10:12] = struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF)
-        yield head + bytes(ip) + inner + packet.data
+        yield macs + (_ipv4(packet) if packet.target.addr.version == 4 else _ipv6(packet))
 
 
-# -- looking at a machine
+def _ipv4(packet: Datagram) -> bytes:
+    """Ethernet type, IP header and datagram; made by hand, so that a flood is quickly made."""
+    size = 8 + len(packet.data)
+    head = struct.pack("!BBHHHBB", 0x45, 0, 20 + size, 0, 0, 64, 17)
+    ends = packet.source.addr.packed + packet.target.addr.packed
+    ports = (packet.source.port, packet.target.port)
+    # no UDP checksum (RFC 768: zero means none)
+    udp = struct.pack("!HHHH", *ports, size, 0)
+    return b"\x08\x00" + head + _checksum(head + ends) + ends + udp + packet.data
 
 
-def waiting(host: Host) -> tuple[int, int]:
-    """Bytes in the daemon's UDP socket, and datagrams that it has lost so far."""
-    with host.entered():
-        rows = open("/proc/thread-self/net/udp").read().splitlines()[1:]  # noqa: SIM115
-    for row in rows:
-        fields = row.split()
-        if fields[1] == f"00000000:{PORT:04X}":
-            return int(fields[4].partition(":")[2], 16), int(fields[-1])
-    raise LookupError(f"no daemon listens on {host.name}")
+def _ipv6(packet: Datagram) -> bytes:
+    """As :func:`_ipv4`; here the checksum is a must (RFC 8200, 8.1)."""
+    size = 8 + len(packet.data)
+    ends = packet.source.addr.packed + packet.target.addr.packed
+    udp = struct.pack("!HHH", packet.source.port, packet.target.port, size)
+    pseudo = ends + struct.pack("!II", size, 17)
+    checksum = _checksum(pseudo + udp + packet.data)
+    if checksum == bytes(2):
+        checksum = b"\xff\xff"
+    head = struct.pack("!IHBB", 6 << 28, size, 17, 64)
+    return b"\x86\xdd" + head + ends + udp + checksum + packet.data
 
 
-def read(daemon: Daemon, timeout: float = PATIENCE) -> None:
-    """Wait until the daemon has read every datagram that has reached it."""
-    deadline = time.monotonic() + timeout
-    while waiting(daemon.host)[0]:
-        assert time.monotonic() < deadline, f"{daemon} does not read its datagrams"
-        time.sleep(0.005)
-
-
-def digested(daemon: Daemon) -> None:
-    """Wait until the daemon has acted on everything that has reached it."""
-    read(daemon)
-    # the loop that read the last of them answers this later, and only when all commands
-    # before it are carried out
-    made = daemon.ctl("peer.introduce", name="nobody")
-    daemon.ctl("peer.forget", peer=made["peer"]["peer_id"])
-
-
-def rules(host: Host, port: int) -> list[str]:
-    """The elements of our tables that name this TCP port: what the kernel does with packets
-    of one connection."""
-    found = []
-    for family in ("ip", "ip6"):
-        text = host.run(["nft", "-j", "list", "table", family, "redirectd"], check=False).stdout
-        for item in json.loads(text)["nftables"] if text else []:
-            kept = item.get("map") or item.get("set")
-            if kept and kept["name"] not in ("alive", "doomed"):
-                elements = (json.dumps(element) for element in kept.get("elem", ()))
-                found += [
-                    f"{family} {kept['name']} {_EXPIRES.sub('', text)}"
-                    for text in elements
-                    if re.search(rf" {port}\b", text)
-                ]
-    return sorted(found)
+def _checksum(data: bytes) -> bytes:
+    """RFC 1071."""
+    data += bytes(len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF)

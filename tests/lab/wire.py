@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
+import time
 from ipaddress import IPv4Address, IPv6Address, ip_interface
 from pathlib import Path
 
@@ -58,7 +59,15 @@ def _neighbour_advertisement(dev: str, addr: IPv6Address) -> None:
     with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
         sock.bind((str(addr), 0))
-        sock.sendto(body, ("ff02::1", 0, 0, socket.if_nametoindex(dev)))
+        for left in reversed(range(40)):
+            try:
+                sock.sendto(body, ("ff02::1", 0, 0, socket.if_nametoindex(dev)))
+            except OSError:  # in a flood the kernel may have no room for a route
+                if not left:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
 
 def set_offload(netns: str, dev: str, on: bool) -> None:
