@@ -56,7 +56,9 @@ class OurMoves:
             if binding.closing or binding.routed:
                 continue
             spares = [e for e in binding.spare_locals if e.addr in world.local]
-            older = [e for e in binding.locals_[1:] if e.addr in world.local]
+            older = [
+                e for e in binding.locals_[1:] if e.addr in world.local or not binding.settled
+            ]
             if spares != binding.spare_locals or older != binding.locals_[1:]:
                 binding.spare_locals, binding.locals_ = spares, [claim, *older]
                 pruned.append(binding)
@@ -217,7 +219,11 @@ class OurMoves:
                 opened.append(binding)
             elif old != endpoint:
                 binding.let_in = False
-            rest = [e for e in binding.locals_ if e != endpoint and e.addr in world.local]
+            # What is on its way to the old address may still be delivered to us: it is let
+            # in until the far end sends to the new one, though the address is gone.
+            rest = [
+                e for e in binding.locals_ if e != endpoint and (e.addr in world.local or e == old)
+            ]
             binding.locals_ = [endpoint, *rest]
             binding.spare_locals, binding.spare_until = [], 0.0
             binding.settled = False
