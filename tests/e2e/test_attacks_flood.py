@@ -62,10 +62,14 @@ def flood_of(street: Street, tap: Tap, kept: Kept) -> list[Datagram]:
 
 
 def stranger(version: int, chance: random.Random) -> Address:
-    """Any address: each its own, and for IPv6 all from one small network."""
+    """Any address: each its own, and for IPv6 all from one small network.
+
+    Nobody routes it: answers to a network at hand would fill the neighbour table, which
+    all namespaces of a machine share.
+    """
     if version == 4:
         return IPv4Address(chance.randrange(1 << 24, 223 << 24))
-    return IPv6Address((0x20010DB8_000B0000 << 64) + chance.randrange(1 << 64))
+    return IPv6Address((0x20010DB8_00FF0000 << 64) + chance.randrange(1 << 64))
 
 
 @streets("host 4", "host 6")
