@@ -126,6 +126,9 @@ class Stamps:
         if newest is None or (value - newest) % 2**32 < 2**31:
             self._newest[conn_id] = value
 
+    def newest(self, conn_id: str) -> int | None:
+        return self._newest.get(conn_id)
+
     def freshen(self, conn_id: str, segment: TcpSegment) -> TcpSegment:
         """``segment`` with the newest timestamp; its checksum is left as it was."""
         at = _stamps_at(segment)

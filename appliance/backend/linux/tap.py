@@ -30,6 +30,8 @@ _NFULA_PAYLOAD, _NFULA_PREFIX = 9, 10
 
 EXPIRE_EVERY = 60.0
 
+AGAIN = 3  # times that segments are sent anew because their timestamp had become old
+
 # So long may one segment be repeated into a silence before the core hears of it.
 SILENCE = 1.0
 
@@ -133,19 +135,31 @@ class LogTap:
         path's MTU and with fresh checksums; how many packets left.
         """
         self.read()  # what was copied a moment ago belongs to it
-        sent = 0
+        kept = {}
         for entry in entries:
-            wire = entry.wire_out
-            if wire is None:
-                continue
-            kept = self._store.take(_copied_as(entry), self._clock())
-            if not kept:
-                continue
-            mtu = inject.path_mtu(wire.local.addr, wire.remote.addr)
-            for segment in kept:
-                fresh = self._stamps.freshen(entry.conn_id, segment)
-                for packet in seg.retarget(fresh, wire, mtu):
-                    sent += inject.send(self._raw, packet, wire.local.addr, wire.remote.addr)
+            if entry.wire_out is not None:
+                segments = self._store.take(_copied_as(entry), self._clock())
+                if segments:
+                    kept[entry.conn_id] = entry.wire_out, segments
+        sent = sum(self._send_again(conn, *each) for conn, each in kept.items())
+        for _ in range(AGAIN if sent else 0):
+            # Our end may have spoken between the look at its timestamps and the sending.
+            used = {conn: self._stamps.newest(conn) for conn in kept}
+            self.read()
+            late = [conn for conn, stamp in used.items() if self._stamps.newest(conn) != stamp]
+            if not late:
+                break
+            for conn in late:
+                self._send_again(conn, *kept[conn])
+        return sent
+
+    def _send_again(self, conn: str, wire: Flow, kept: Sequence[seg.TcpSegment]) -> int:
+        mtu = inject.path_mtu(wire.local.addr, wire.remote.addr)
+        sent = 0
+        for segment in kept:
+            fresh = self._stamps.freshen(conn, segment)
+            for packet in seg.retarget(fresh, wire, mtu):
+                sent += inject.send(self._raw, packet, wire.local.addr, wire.remote.addr)
         return sent
 
     def prompt(self, inside: Flow, local: bool) -> None:
