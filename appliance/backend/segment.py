@@ -23,6 +23,9 @@ IPV6_LEAST_MTU = 1280  # RFC 8200, 5
 _PORTS_SEQ_ACK = struct.Struct(">HHII")
 _TCP = struct.Struct(">HHIIBBHHH")
 
+_END, _NOP, _TIMESTAMPS = 0, 1, 8
+_STAMPS = struct.Struct(">BBII")
+
 
 @dataclass(frozen=True, slots=True)
 class TcpSegment:
@@ -74,6 +77,39 @@ def _addresses(raw: bytes, version: int, at: int = 0) -> tuple[Address, Address]
 
 def ports_of(raw: bytes, at: int) -> tuple[int, int]:
     return int.from_bytes(raw[at : at + 2], "big"), int.from_bytes(raw[at + 2 : at + 4], "big")
+
+
+def timestamps(segment: TcpSegment) -> tuple[int, int] | None:
+    """TSval and TSecr (RFC 7323, 3.2); None when there is no such option."""
+    at = timestamps_at(segment)
+    if at is None:
+        return None
+    _, _, value, echo = _STAMPS.unpack_from(segment.raw, at)
+    return value, echo
+
+
+def timestamps_at(segment: TcpSegment) -> int | None:
+    """Where the timestamps option begins in ``segment.raw``."""
+    at, end = segment.start + 20, segment.data
+    raw = segment.raw
+    while at < end:
+        kind = raw[at]
+        if kind == _END:
+            return None
+        if kind == _NOP:
+            at += 1
+            continue
+        if at + 2 > end or raw[at + 1] < 2 or at + raw[at + 1] > end:
+            return None
+        if kind == _TIMESTAMPS and raw[at + 1] == 10:
+            return at
+        at += raw[at + 1]
+    return None
+
+
+def timestamps_option(value: int, echo: int) -> bytes:
+    """TSval and TSecr, padded to words."""
+    return bytes((_NOP, _NOP)) + _STAMPS.pack(_TIMESTAMPS, 10, value, echo)
 
 
 def retarget(segment: TcpSegment, wire: Flow, mtu: int) -> Iterator[bytes]:

@@ -120,14 +120,14 @@ def test_the_answer_acknowledges_nothing_new_and_shuts_the_window(flow: Flow) ->
     assert told.packet == flow.reversed()
     assert (told.seq, told.ack, told.flags, told.span) == (7, 100, segment.ACK, 0)
     assert told.raw[told.start + 14 : told.start + 16] == b"\0\0"
-    assert persist.timestamps(told) == (22, 11)
+    assert segment.timestamps(told) == (22, 11)
 
 
 def test_the_answer_to_a_probe_leaves_an_open_window_open() -> None:
     told = segment.parse_tcp(persist.answer(made(99, payload=b""), 100, FLOW))
     assert told is not None
     assert told.raw[told.start + 14 : told.start + 16] == b"\0\1"
-    assert persist.timestamps(told) is None
+    assert segment.timestamps(told) is None
 
 
 @given(numbers, numbers, numbers, numbers, st.booleans(), st.binary(max_size=40))
@@ -140,12 +140,12 @@ def test_any_segment_is_answered_in_its_own_numbers(
     told = segment.parse_tcp(persist.answer(sent, seq, FLOW))
     assert told is not None
     assert (told.seq, told.ack) == (ack, seq)
-    assert persist.timestamps(told) == ((echo, value) if stamped else None)
+    assert segment.timestamps(told) == ((echo, value) if stamped else None)
 
 
 @given(st.binary(max_size=10).map(lambda b: (b * 4)[: len(b) * 4]))
 def test_any_options_are_read_within_their_bounds(options: bytes) -> None:
-    found = persist.timestamps(made(1, options=options))
+    found = segment.timestamps(made(1, options=options))
     assert found is None or all(0 <= number < 2**32 for number in found)
 
 
@@ -163,25 +163,3 @@ def test_nothing_is_certain_that_was_not_sent_three_times_in_a_row(
         certain = seen.unacknowledged("c", each)
         in_a_row = len(history) >= 3 and len(set(history[-3:])) == 1
         assert certain == (seq if in_a_row else None)
-
-
-@given(st.lists(st.tuples(numbers, st.booleans()), min_size=1, max_size=8))
-def test_what_is_sent_again_bears_the_newest_timestamp_of_its_connection(
-    rows: list[tuple[int, bool]],
-) -> None:
-    """Else the far end drops it, once it has seen a newer one (PAWS, RFC 7323 5.3)."""
-    known = persist.Stamps()
-    newest = None
-    for value, stamped in rows:
-        known.note("c", made(1, options=stamps(value, 5) if stamped else b""))
-        known.note("other", made(1, options=stamps(7, 5)))
-        if stamped and (newest is None or (value - newest) % 2**32 < 2**31):
-            newest = value
-    kept = made(1, options=stamps(3, 9))
-    fresh = known.freshen("c", kept)
-    assert persist.timestamps(fresh) == (3 if newest is None else newest, 9)
-    assert (fresh.seq, fresh.raw[fresh.data :]) == (kept.seq, kept.raw[kept.data :])
-    bare = made(1)
-    assert known.freshen("c", bare) == bare
-    known.forget(["c"])
-    assert known.freshen("c", kept) == kept

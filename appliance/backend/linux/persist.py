@@ -8,12 +8,11 @@ acknowledged, and the far end's last timestamp is used again.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ...rewrite.flow import Flow
-from ..segment import ACK, RST, SYN, TcpSegment, build_tcp
+from ..segment import ACK, RST, SYN, TcpSegment, build_tcp, timestamps, timestamps_option
 
 # From the third sending in a row on, a segment is the first unacknowledged one: the second
 # one may be a loss probe, which repeats the *last* segment, but only once (RFC 8985 7.3);
@@ -23,8 +22,6 @@ SURE_DATA = 3
 SURE_PROBE = 2
 PROBE_GAP = 0.5
 
-_END, _NOP, _TIMESTAMPS = 0, 1, 8
-_STAMPS = struct.Struct(">BBII")
 
 
 @dataclass(slots=True)
@@ -100,73 +97,6 @@ def answer(segment: TcpSegment, unacknowledged: int, inside: Flow) -> bytes:
     options = b""
     if stamps is not None:
         value, echo = stamps
-        options = bytes((_NOP, _NOP)) + _STAMPS.pack(_TIMESTAMPS, 10, echo, value)
+        options = timestamps_option(echo, value)
     window = 0 if segment.span else 1
     return build_tcp(inside.reversed(), segment.ack, unacknowledged, ACK, window, options=options)
-
-
-class Stamps:
-    """The newest timestamp that our end of each connection is known to have sent.
-
-    A segment kept for a while carries an old one.  Once the far end has had an
-    acknowledgment of ours that is younger, it takes the segment for a wanderer and drops
-    it (PAWS, RFC 7323 5.3): so it is sent with the newest value, which our end did send.
-    """
-
-    def __init__(self) -> None:
-        self._newest: dict[str, int] = {}
-
-    def note(self, conn_id: str, segment: TcpSegment) -> None:
-        """Our end sent ``segment``."""
-        at = _stamps_at(segment)
-        if at is None:
-            return
-        _, _, value, _ = _STAMPS.unpack_from(segment.raw, at)
-        newest = self._newest.get(conn_id)
-        if newest is None or (value - newest) % 2**32 < 2**31:
-            self._newest[conn_id] = value
-
-    def newest(self, conn_id: str) -> int | None:
-        return self._newest.get(conn_id)
-
-    def freshen(self, conn_id: str, segment: TcpSegment) -> TcpSegment:
-        """``segment`` with the newest timestamp; its checksum is left as it was."""
-        at = _stamps_at(segment)
-        newest = self._newest.get(conn_id)
-        if at is None or newest is None:
-            return segment
-        raw = bytearray(segment.raw)
-        raw[at + 2 : at + 6] = newest.to_bytes(4, "big")
-        return replace(segment, raw=bytes(raw))
-
-    def forget(self, conn_ids: Iterable[str]) -> None:
-        for conn_id in conn_ids:
-            self._newest.pop(conn_id, None)
-
-
-def timestamps(segment: TcpSegment) -> tuple[int, int] | None:
-    """TSval and TSecr (RFC 7323, 3.2); None when there is no such option."""
-    at = _stamps_at(segment)
-    if at is None:
-        return None
-    _, _, value, echo = _STAMPS.unpack_from(segment.raw, at)
-    return value, echo
-
-
-def _stamps_at(segment: TcpSegment) -> int | None:
-    """Where the timestamps option begins in ``segment.raw``."""
-    at, end = segment.start + 20, segment.data
-    raw = segment.raw
-    while at < end:
-        kind = raw[at]
-        if kind == _END:
-            return None
-        if kind == _NOP:
-            at += 1
-            continue
-        if at + 2 > end or raw[at + 1] < 2 or at + raw[at + 1] > end:
-            return None
-        if kind == _TIMESTAMPS and raw[at + 1] == 10:
-            return at
-        at += raw[at + 1]
-    return None

@@ -19,9 +19,10 @@ from ...rewrite.redirect import Entry
 from .. import segment as seg
 from ..api import TapHandler
 from ..heldstore import HeldStore
+from ..said import Said
 from . import inject
 from . import netlink as nl
-from .persist import Repetitions, Stamps, answer
+from .persist import Repetitions, answer
 from .sockets import Sockets
 
 _DATAGRAMS_A_READ = 512
@@ -30,7 +31,7 @@ _NFULA_PAYLOAD, _NFULA_PREFIX = 9, 10
 
 EXPIRE_EVERY = 60.0
 
-AGAIN = 3  # times that segments are sent anew because their timestamp had become old
+AGAIN = 3  # times that segments are sent anew because what they say had become old
 
 # So long may one segment be repeated into a silence before the core hears of it.
 SILENCE = 1.0
@@ -51,7 +52,7 @@ class LogTap:
         self._copied: dict[Flow, str] = {}  # outbound packet as it is copied -> connection
         self._store = HeldStore()
         self._repeated = Repetitions()
-        self._stamps = Stamps()
+        self._said = Said()
         self._guarded: frozenset[str] = frozenset()
         self._expired = clock()
         self.lost = 0
@@ -107,7 +108,7 @@ class LogTap:
                 self._forget_names(conn)
                 del self._entries[conn]
         self._repeated.forget(gone)
-        self._stamps.forget(gone)
+        self._said.forget(gone)
 
     def _forget_names(self, conn: str) -> None:
         entry = self._entries.get(conn)
@@ -143,10 +144,10 @@ class LogTap:
                     kept[entry.conn_id] = entry.wire_out, segments
         sent = sum(self._send_again(conn, *each) for conn, each in kept.items())
         for _ in range(AGAIN if sent else 0):
-            # Our end may have spoken between the look at its timestamps and the sending.
-            used = {conn: self._stamps.newest(conn) for conn in kept}
+            # Our end may have spoken between the look at what it said last and the sending.
+            used = {conn: self._said.newest(conn) for conn in kept}
             self.read()
-            late = [conn for conn, stamp in used.items() if self._stamps.newest(conn) != stamp]
+            late = [conn for conn, last in used.items() if self._said.newest(conn) != last]
             if not late:
                 break
             for conn in late:
@@ -157,7 +158,7 @@ class LogTap:
         mtu = inject.path_mtu(wire.local.addr, wire.remote.addr)
         sent = 0
         for segment in kept:
-            fresh = self._stamps.freshen(conn, segment)
+            fresh = self._said.freshen(conn, segment)
             for packet in seg.retarget(fresh, wire, mtu):
                 sent += inject.send(self._raw, packet, wire.local.addr, wire.remote.addr)
         return sent
@@ -192,7 +193,7 @@ class LogTap:
         if conn is None:
             return
         entry = self._entries[conn]
-        self._stamps.note(conn, segment)
+        self._said.note(conn, segment)
         self._repeated.note(conn, segment, self._clock())
         if entry.wire_out is not None:
             if self._repeated.stuck_for(conn, segment) > SILENCE:
@@ -216,7 +217,7 @@ class LogTap:
             conn = self._sent.get(segment.packet)
             birth = segment.packet if conn is None else self._entries[conn].birth
             if conn is not None:
-                self._stamps.note(conn, segment)
+                self._said.note(conn, segment)
         self._handler.segment(Segment(birth, direction, segment.seq, segment.ack))
 
     def _reset(self, raw: bytes) -> None:
