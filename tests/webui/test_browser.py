@@ -3,83 +3,17 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 
 from .browser import Complaints, assert_accessible, assert_fits, shoot, window
 from .conftest import PASSWORD, Served
-from .fake_daemon import FakeDaemon, bound, capture, connection, event, move, peer
+from .fake_daemon import FakeDaemon, bound, connection, event, move, peer
+from .homes import populate, sign_in
 from .test_pages import SCRIPT
 
 SIZES = pytest.mark.parametrize("size", ["phone", "desktop"])
-
-
-def sign_in(page: Page, served: Served) -> None:
-    if not served.credentials.has_password:
-        served.credentials.set_password(PASSWORD)
-    page.goto(served.url)
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Overview")
-
-
-def populate(fake: FakeDaemon) -> None:
-    """A home with a little of everything."""
-    now = time.time()
-    laptop = peer(1, name="laptop", state="pending", session="none")
-    office = peer(2, name="office", addresses=["198.51.100.23", "2001:db8:5::23"])
-    backup = peer(3, name="backup", state="verified", dns_name="backup.example.net")
-    old = peer(4, name="old-vps", state="revoked", session="none")
-    fake.peers = [laptop, office, backup, old]
-    moved = {"moves": 2, "last_move": now - 40}
-    fake.connections = [
-        bound(
-            1,
-            office,
-            state="redirected",
-            wire=["203.0.113.7:20001", "198.51.100.23:22"],
-            birth=["203.0.113.99:20001", "198.51.100.23:22"],
-            **moved,
-        ),
-        bound(2, backup, state="held", held=4, held_since=now - 1),
-        bound(3, office, integrity="on", path="divert"),
-        bound(
-            4,
-            backup,
-            inside=["[2001:db8:aaaa:bbbb:cccc:dddd:eeee:10]:40004", "[2001:db8:5::23]:873"],
-            birth=["[2001:db8:aaaa:bbbb:cccc:dddd:eeee:10]:40004", "[2001:db8:5::23]:873"],
-        ),
-        connection(5),
-        connection(6, state="short", since=now - 3, why=""),
-    ]
-    fake.moves = [
-        move(1, new="203.0.113.7", old="203.0.113.99"),
-        move(2, peer_id=office["peer_id"], old="198.51.100.77", new="198.51.100.23"),
-        move(30, handover_ms=1240.0, refused=1, connections=12),
-    ]
-    fake.events = [
-        event(6, level="alert", kind="key-changed", text="laptop shows another key than before"),
-        event(5, kind="moved", text="moved 3 connections to 203.0.113.7 in 43 ms"),
-        event(4, level="warning", kind="refused", text="old-vps was refused: it is revoked"),
-        event(3, kind="bound", text="bound a connection with office", peer_id=office["peer_id"]),
-        event(2, level="debug", kind="timer", text="asked 198.51.100.6 once"),
-        event(1, text="met office for the first time"),
-    ]
-    fake.captures = [
-        capture(3, text="connection 192.168.1.10:20001 to 198.51.100.23:22", state="running"),
-        capture(2, state="failed", size=0, why="can't capture on any: permission denied"),
-        capture(1, text="host backup", size=812_345),
-    ]
-    fake.warnings = [
-        {
-            "kind": "key-changed",
-            "text": "laptop shows another key than before.",
-            "peer_id": laptop["peer_id"],
-            "conn_id": None,
-        }
-    ]
 
 
 @SIZES
@@ -258,92 +192,6 @@ def test_a_daemon_that_stops_and_comes_back(
         again.peers = [peer(1, name="laptop")]
         expect(page.get_by_role("link", name="laptop")).to_be_visible()
         again.stop()
-
-
-@SIZES
-def test_a_host_from_pending_to_forgotten(
-    browser: Browser, served: Served, fake: FakeDaemon, size: str
-) -> None:
-    populate(fake)
-    laptop = fake.peers[0]
-    fake.connections.append(bound(9, laptop))
-    with window(browser, size) as page:
-        complaints = Complaints(page)
-        sign_in(page, served)
-        page.get_by_role("link", name="Known hosts", exact=True).click()
-        page.get_by_role("link", name="Accept…").click()
-        page.get_by_role("button", name="Accept").click()
-        expect(page.get_by_text("laptop is trusted.")).to_be_visible()
-        page.get_by_role("link", name="Verify…").click()
-        expect(page.locator(".fingerprint")).to_have_text(laptop["fingerprint"])
-        page.get_by_role("button", name="It is the same").click()
-        expect(page.get_by_text("laptop is verified.")).to_be_visible()
-        page.get_by_label("What you call it").fill("workbench")
-        page.get_by_role("button", name="Rename").click()
-        expect(page.get_by_role("heading", level=1)).to_contain_text("workbench")
-        page.get_by_role("link", name="Revoke…").click()
-        expect(page.get_by_text("1 connection will end when its address")).to_be_visible()
-        page.get_by_role("link", name="Cancel").click()
-        assert laptop["state"] == "verified"
-        page.get_by_role("link", name="Revoke…").click()
-        page.get_by_role("button", name="Revoke").click()
-        expect(page.get_by_text("is refused from now on")).to_be_visible()
-        page.get_by_role("link", name="Forget…").click()
-        page.get_by_role("button", name="Forget").click()
-        expect(page.get_by_text("workbench is forgotten.")).to_be_visible()
-        assert laptop not in fake.peers
-        assert complaints.said == []
-
-
-@SIZES
-def test_keys_leave_and_come_back(
-    browser: Browser, served: Served, fake: FakeDaemon, size: str, tmp_path: Path
-) -> None:
-    fake.peers = [peer(2, name="office")]
-    with window(browser, size) as page:
-        sign_in(page, served)
-        page.goto(f"{served.url}/hosts/{fake.peers[0]['peer_id']}")
-        page.get_by_role("link", name="Export keys…").click()
-        page.get_by_label("Your password").fill(PASSWORD)
-        with page.expect_download() as waiting:
-            page.get_by_role("button", name="Download a file").click()
-        saved = tmp_path / waiting.value.suggested_filename
-        waiting.value.save_as(saved)
-        assert saved.name == "redirectd-office.txt"
-        fake.peers = []
-        page.goto(f"{served.url}/hosts/")
-        page.get_by_role("link", name="Import", exact=True).click()
-        page.get_by_label("A file").set_input_files(saved)
-        page.get_by_role("button", name="Import").click()
-        expect(page.get_by_text("office is introduced.")).to_be_visible()
-        page.goto(f"{served.url}/hosts/import")
-        page.get_by_label("or the text itself").fill("redirectd-pair-1\nkeys of cabin")
-        page.get_by_role("button", name="Import").click()
-        expect(page.get_by_text("cabin is introduced.")).to_be_visible()
-        page.goto(f"{served.url}/hosts/introduce")
-        page.get_by_label("Name of the other host").fill("boat")
-        page.get_by_role("button", name="Make keys").click()
-        expect(page.get_by_label("The text")).to_have_value(
-            "redirectd-pair-1\nSECRET-KEYS-FOR boat\n"
-        )
-        assert_accessible(page)
-        assert_fits(page)
-        shoot(page, f"introduced-{size}")
-
-
-@pytest.mark.parametrize("javascript", [True, False])
-def test_a_ten_megabyte_file_is_refused(
-    browser: Browser, served: Served, fake: FakeDaemon, tmp_path: Path, javascript: bool
-) -> None:
-    big = tmp_path / "big.txt"
-    big.write_bytes(b"x" * (10 << 20))
-    with window(browser, "desktop", javascript=javascript) as page:
-        sign_in(page, served)
-        page.goto(f"{served.url}/hosts/import")
-        page.get_by_label("A file").set_input_files(big)
-        page.get_by_role("button", name="Import").click()
-        expect(page.get_by_text("too large").first).to_be_visible()
-        assert fake.done("peer.import") == []
 
 
 def test_script_in_a_name_does_not_run(browser: Browser, served: Served, fake: FakeDaemon) -> None:
