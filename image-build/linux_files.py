@@ -216,6 +216,14 @@ def _resolved(gateway: Gateway) -> Iterator[str]:
 
 
 def _sshd(gateway: Gateway) -> Iterator[str]:
+    yield from sshd(gateway)
+    yield "UsePAM no"
+    yield "X11Forwarding no"
+    yield "PrintMotd no"
+
+
+def sshd(gateway: Gateway) -> Iterator[str]:
+    """What sshd_config(5) says on every system."""
     addresses = [n.address.ip for n in gateway.admins if n.address is not None]
     yield "# ssh is for the LAN; keys alone, kept in /cfg"
     for address in addresses if gateway.admin.ssh else ():
@@ -227,10 +235,7 @@ def _sshd(gateway: Gateway) -> Iterator[str]:
     yield "PermitRootLogin prohibit-password"
     yield "PasswordAuthentication no"
     yield "KbdInteractiveAuthentication no"
-    yield "UsePAM no"
-    yield "X11Forwarding no"
     yield "AllowTcpForwarding no"
-    yield "PrintMotd no"
 
 
 def _chrony(gateway: Gateway) -> Iterator[str]:

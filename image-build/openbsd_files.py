@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import IPv4Interface
 
-from linux_files import pool, settings_document, web_addresses
+from linux_files import pool, settings_document, sshd, web_addresses
 
 from pfconf.description import Gateway, Network
 from pfconf.gateway import render_gateway
@@ -27,7 +27,7 @@ def render(gateway: Gateway, settings: str = "") -> dict[str, str]:
         "unbound.conf": _text(_unbound(gateway)),
         "ntpd.conf": _text(_ntpd(gateway)),
         "sysctl.conf": _text(_sysctl(gateway)),
-        "sshd.conf": _text(_sshd(gateway)),
+        "sshd.conf": _text(sshd(gateway)),
         "redirectd.toml": settings_document(
             gateway, settings, state="/cfg/redirectd", web_state="/cfg/redirectd-web",
             control="/var/run/redirectd/control.sock",
@@ -159,20 +159,6 @@ def _sysctl(gateway: Gateway) -> Iterator[str]:
     yield "net.inet.tcp.tso=0"
     # nobody stands by to type at the debugger
     yield "ddb.panic=0"
-
-
-def _sshd(gateway: Gateway) -> Iterator[str]:
-    addresses = [n.address.ip for n in gateway.admins if n.address is not None]
-    for address in addresses if gateway.admin.ssh else ():
-        yield f"ListenAddress {address}"
-    if not gateway.admin.ssh or not addresses:
-        yield "ListenAddress 127.0.0.1"
-    yield "HostKey /cfg/ssh/ssh_host_ed25519_key"
-    yield "AuthorizedKeysFile /cfg/ssh/authorized_keys"
-    yield "PermitRootLogin prohibit-password"
-    yield "PasswordAuthentication no"
-    yield "KbdInteractiveAuthentication no"
-    yield "AllowTcpForwarding no"
 
 
 def summary(gateway: Gateway) -> str:
