@@ -143,6 +143,20 @@ def test_held_segments_leave_translated_in_order_when_the_connection_opens(setup
     assert setup.tap.held() == {}
 
 
+def test_held_segment_acknowledges_what_our_end_has_by_now(setup: Setup) -> None:
+    """An old acknowledgment is dropped (RFC 5961 5.2)."""
+    setup.tap.update([SHUT])
+    setup.came(build_tcp(INSIDE, 100, 2, ACK, payload=b"hello"))
+    setup.came(build_tcp(INSIDE, 105, 70002, ACK))
+    setup.tap.read()
+    setup.tap.update([OPEN])
+    assert setup.tap.reinject([OPEN]) == 1
+    again = parse_tcp(setup.divert.sent[-1][0])
+    assert again is not None
+    assert (again.seq, again.ack) == (100, 70002)
+    setup.tap.forget([ID])
+
+
 def test_packet_that_was_on_its_way_while_the_connection_opened_goes_on(setup: Setup) -> None:
     setup.tap.update([OPEN])
     setup.came(build_tcp(INSIDE, 100, 2, ACK, payload=b"late"))

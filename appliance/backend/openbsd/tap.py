@@ -20,6 +20,7 @@ from ...rewrite.redirect import Entry
 from .. import segment as seg
 from ..api import TapHandler
 from ..heldstore import HeldStore
+from ..said import Said
 from .bpf import captures
 from .conntable import Known
 from .divert import Diverted, PacketSocket, inject_name, input_name, is_intact, output_name
@@ -72,6 +73,7 @@ class PfTap:
         self.numbers: Callable[[Flow], tuple[int, int] | None] = lambda inside: None
         self._entries: dict[str, Entry] = {}
         self._store = HeldStore()
+        self._said = Said()
         self._expired = clock()
         self._poller = nested([*taps, *self._sockets.values()])
 
@@ -102,6 +104,7 @@ class PfTap:
 
     def forget(self, conn_ids: Iterable[str]) -> None:
         gone = [self._entries.pop(c) for c in conn_ids if c in self._entries]
+        self._said.forget(entry.conn_id for entry in gone)
         self._store.forget(entry.inside for entry in gone)
         self._known.forget(entry.conn_id for entry in gone)
 
@@ -123,7 +126,7 @@ class PfTap:
             if wire is None or sock is None:
                 continue
             for held in self._store.take([entry.inside], self._clock()):
-                for packet in seg.retarget(held, wire, MTU):
+                for packet in seg.retarget(self._said.freshen(entry.conn_id, held), wire, MTU):
                     sent += sock.send(packet, output_name(wire.version))
         return sent
 
@@ -155,6 +158,7 @@ class PfTap:
         entry = self._known.by_inside.get(segment.packet)
         if entry is None or diverted.inbound:
             return
+        self._said.note(entry.conn_id, segment)
         if entry.wire_out is None:
             self._store.hold(segment, self._clock())
             return
