@@ -17,7 +17,7 @@ help:
 	@echo "make test-long outages of ten minutes"
 	@echo "make bench     gaps, throughput, memory"
 	@echo "make image     CONFIG=gateway.toml IMAGE=out/gateway.img: an image for a card (docs/image.md)"
-	@echo "make image-test-ci  the Debian image in QEMU (15 minutes); make image-test: all guests"
+	@echo "make image-test-ci  the Debian image in QEMU (a quarter to half an hour); make image-test: all guests"
 	@echo "make install   onto this machine (PREFIX=$(PREFIX), DESTDIR=)"
 	@echo "make clean     remove what the above made here, and leftovers of killed labs"
 
