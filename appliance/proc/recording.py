@@ -218,7 +218,8 @@ def write(order: Order, taps: list[Tap], lifeline: socket.socket, folder: Path) 
     fd = os.open(folder / f"{order.capture_id}.pcap", flags, 0o600)
     end = time.monotonic() + order.seconds
     scope, left = order.scope, order.bytes - _GLOBAL_HEADER
-    with os.fdopen(fd, "wb") as file:
+    # the lifeline goes first: whose file is closed takes up no room any more
+    with os.fdopen(fd, "wb") as file, lifeline:
         fcntl.flock(fd, fcntl.LOCK_EX)
         writer = pcapfile.Writer(file, snaplen=65535, linktype=_LINKTYPE_RAW)
         while True:
